@@ -1,0 +1,90 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"slices"
+
+	"github.com/bulkhead-mesh/bulkhead/control/authority"
+	"github.com/bulkhead-mesh/bulkhead/segment"
+)
+
+func (s *Server) registerAgents() {
+	register(s, operation("listAgents", http.MethodGet, "/v1/agents", "All agents", read),
+		func(context.Context, *struct{}) (*answer[[]Agent], error) {
+			agents, err := s.agents()
+			return &answer[[]Agent]{agents}, err
+		})
+	register(s, operation("getAgent", http.MethodGet, "/v1/agents/{name}", "One agent", read),
+		func(_ context.Context, in *NameInput) (*answer[Agent], error) {
+			agents, err := s.agents()
+			if err != nil {
+				return nil, err
+			}
+			for _, a := range agents {
+				if a.Name == in.Name {
+					return &answer[Agent]{a}, nil
+				}
+			}
+			return nil, notFound("name", "agent", in.Name, "`bulkhead agent list` shows all")
+		})
+	register(s, operation("revokeAgent", http.MethodPost, "/v1/agents/{name}/revoke", "Void an agent's certificates",
+		operate),
+		func(ctx context.Context, in *RevokeInput) (*answer[authority.Change], error) {
+			change, err := s.options.Authority.RevokeAgent(callerOf(ctx).Principal, in.Name, in.Body.Reason)
+			return &answer[authority.Change]{change}, err
+		})
+	register(s, operation("relabelAgent", http.MethodPut, "/v1/agents/{name}/labels", "Replace an agent's labels",
+		operate),
+		func(ctx context.Context, in *struct {
+			NameInput
+			MatchInput
+			Body LabelsRequest
+		}) (*answer[authority.Change], error) {
+			match, err := in.version()
+			if err != nil {
+				return nil, err
+			}
+			change, err := s.options.Authority.Relabel(callerOf(ctx).Principal, in.Name, in.Body.Labels, match)
+			return &answer[authority.Change]{change}, err
+		})
+}
+
+// agents are those that the registry has, or elsewhere those that records tell of.
+func (s *Server) agents() ([]Agent, error) {
+	agents := []Agent{}
+	if s.options.Authority == nil {
+		for _, a := range s.options.Local.Agents() {
+			agents = append(agents, s.agent(a))
+		}
+	} else {
+		infos, err := s.options.Authority.Agents()
+		if err != nil {
+			return nil, err
+		}
+		for _, info := range infos {
+			a := s.agent(info.Agent)
+			a.Expires, a.Revoked = &info.Expires, info.Revoked
+			agents = append(agents, a)
+		}
+	}
+	slices.SortFunc(agents, func(a, b Agent) int { return cmp.Compare(a.Name, b.Name) })
+	return agents, nil
+}
+
+func (s *Server) agent(a segment.Agent) Agent {
+	out := Agent{Name: a.Name, Host: a.Host, Labels: a.Labels, Addresses: a.Addresses, Segments: []string{}}
+	if p, err := s.policy(); err == nil {
+		out.Segments = append(out.Segments, p.Parsed.SegmentsOf(a)...)
+	}
+	return out
+}
+
+// policyAgents are the agents that policy is about now.
+func (s *Server) policyAgents() ([]segment.Agent, error) {
+	if s.options.Authority != nil {
+		return s.options.Authority.PolicyAgents()
+	}
+	return s.options.Local.Agents(), nil
+}

@@ -1,0 +1,149 @@
+package daemon
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/bulkhead-mesh/bulkhead/control/authority"
+	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
+	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
+	"github.com/bulkhead-mesh/bulkhead/overlay/tunnel"
+	"github.com/bulkhead-mesh/bulkhead/platform"
+)
+
+// applicant is a host with new keys that asks for certificates. The keys never leave the machine.
+type applicant struct {
+	mesh, host string
+	key        identity.Key
+	hostCSR    []byte
+	wireguard  [32]byte
+	agents     []authority.AgentRequest
+	agentKeys  map[string]identity.Key
+}
+
+func newApplicant(mesh, host string, agents []AgentSpec) (*applicant, error) {
+	a := &applicant{mesh: mesh, host: host, agentKeys: make(map[string]identity.Key)}
+	var err error
+	if a.key, a.hostCSR, err = newKey(identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: host}); err != nil {
+		return nil, err
+	}
+	if a.wireguard, err = tunnel.GenerateKey(); err != nil {
+		return nil, err
+	}
+	for _, spec := range agents {
+		key, csr, err := newKey(identity.ID{Mesh: mesh, Kind: identity.KindAgent, Name: spec.Name})
+		if err != nil {
+			return nil, err
+		}
+		a.agentKeys[spec.Name] = key
+		a.agents = append(a.agents, authority.AgentRequest{Name: spec.Name, Labels: spec.Labels, CSR: csr})
+	}
+	return a, nil
+}
+
+// renewal asks anew, with new keys, for what c has.
+func renewal(c *Credentials) (*applicant, error) {
+	var specs []AgentSpec
+	for _, a := range c.Agents {
+		specs = append(specs, AgentSpec{Name: a.Name})
+	}
+	a, err := newApplicant(c.Mesh, c.Host, specs)
+	if err != nil {
+		return nil, err
+	}
+	a.wireguard = c.WireGuard // tunnels go on
+	return a, nil
+}
+
+func newKey(id identity.ID) (identity.Key, []byte, error) {
+	key, err := identity.GenerateKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	csr, err := identity.NewCSR(key, id)
+	return key, csr, err
+}
+
+// credentials are what the applicant has once it is enrolled.
+func (a *applicant) credentials(e *authority.Enrollment, advertise, control []string) (*Credentials, error) {
+	keyPEM, err := identity.MarshalKey(a.key)
+	if err != nil {
+		return nil, err
+	}
+	c := &Credentials{
+		Mesh: e.Mesh, Host: a.host, Key: keyPEM, Chain: e.HostChain, WireGuard: a.wireguard,
+		Roots: e.Roots, Prefixes: e.Prefixes, Control: control, Advertise: advertise,
+	}
+	for _, agent := range e.Agents {
+		keyPEM, err := identity.MarshalKey(a.agentKeys[agent.Name])
+		if err != nil {
+			return nil, err
+		}
+		c.Agents = append(c.Agents, AgentCredentials{Name: agent.Name, Key: keyPEM, Chain: agent.Chain})
+	}
+	return c, nil
+}
+
+// verify checks all that control handed out against the root that the applicant was told to trust.
+func (a *applicant) verify(e *authority.Enrollment, root [32]byte, now time.Time) error {
+	if e.Mesh != a.mesh {
+		return fmt.Errorf("control enrolled this host in mesh %q, not %q", e.Mesh, a.mesh)
+	}
+	trust := &identity.Trust{Mesh: a.mesh}
+	for _, der := range e.Roots {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("root certificate from control: %w", err)
+		}
+		if identity.Fingerprint(cert) == root {
+			trust.Roots = append(trust.Roots, cert)
+		}
+	}
+	if len(trust.Roots) != 1 || len(e.Roots) != 1 {
+		return errors.New("control did not send exactly the root certificate that the token names")
+	}
+	host, err := trust.Verify(e.HostChain, identity.KindHost, now)
+	if err != nil {
+		return fmt.Errorf("host certificate from control: %w", err)
+	}
+	if host.Name != a.host || !host.PublicKey.Equal(a.key.Public()) {
+		return fmt.Errorf("control certified %q with another key or name than asked for", host.Name)
+	}
+	for _, agent := range e.Agents {
+		cert, err := trust.Verify(agent.Chain, identity.KindAgent, now)
+		if err != nil {
+			return fmt.Errorf("certificate of agent %s from control: %w", agent.Name, err)
+		}
+		if key, ok := a.agentKeys[agent.Name]; !ok || cert.Name != agent.Name || !cert.PublicKey.Equal(key.Public()) {
+			return fmt.Errorf("control certified agent %q, which was not asked for", agent.Name)
+		}
+	}
+	if _, err := signed.OpenPolicy(e.Policy, trust, now); err != nil {
+		return fmt.Errorf("policy from control: %w", err)
+	}
+	return nil
+}
+
+// advertised are the endpoints that others are told: those given, or this machine's own addresses.
+func advertised(cfg Config, given []string) ([]netip.AddrPort, error) {
+	if len(given) == 0 {
+		given = cfg.Advertise
+	}
+	if len(given) > 0 {
+		return endpoints(given, cfg.Listen)
+	}
+	addrs, err := platform.UnderlayAddrs(cfg.Interface)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.AddrPort
+	for _, a := range addrs[:min(len(addrs), maxEndpoints)] {
+		out = append(out, netip.AddrPortFrom(a, cfg.Listen))
+	}
+	return out, nil
+}
+
+const maxEndpoints = 8 // a record holds no more

@@ -1,0 +1,7 @@
+package identity
+
+var (
+	MarshalClaims = marshalClaims
+	ParseClaims   = parseClaims
+	ClaimsOID     = claimsOID
+)

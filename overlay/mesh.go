@@ -1,0 +1,250 @@
+package overlay
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
+)
+
+const (
+	eventQueue   = 1024
+	pullWorkers  = 4
+	syncInterval = 30 * time.Second // anti-entropy with one random host; halves to one and a half times of it
+	retryApply   = time.Second
+)
+
+// Options are what a mesh is made from.
+type Options struct {
+	Mesh, Host string
+	Roots      []*x509.Certificate
+	Self       Self
+	Store      Store
+	Now        func() time.Time
+	Logger     *slog.Logger
+}
+
+// Drivers are the ports that a running mesh acts through.
+type Drivers struct {
+	Tunnel   Tunnel
+	Firewall Firewall
+	Network  Network
+	Gossip   Gossip
+	// Void is called after certificates became void: connections of their hosts shall end.
+	Void func()
+}
+
+// Mesh is one host's verified view of the others, and the loop that enforces what follows from it.
+// Its methods are safe for concurrent use. Those that report an event never block for long: they
+// queue it, and drop it (counted) when the loop is a thousand events behind.
+type Mesh struct {
+	options  Options
+	events   chan func()
+	snapshot atomic.Pointer[Snapshot]
+	dropped  atomic.Uint64
+
+	changedMu sync.Mutex
+	changed   chan struct{}
+	stopped   chan struct{} // closed when Run returns
+
+	state // owned by Run
+}
+
+// New loads what the store knows. It starts nothing; events queue until Run.
+func New(o Options) (*Mesh, error) {
+	m := &Mesh{
+		options: o,
+		events:  make(chan func(), eventQueue),
+		changed: make(chan struct{}),
+		stopped: make(chan struct{}),
+		state:   newState(o),
+	}
+	if err := m.load(); err != nil {
+		return nil, err
+	}
+	if err := m.acceptSelf(o.Self); err != nil {
+		// A host whose certificate ended or was revoked still enforces, and may renew.
+		o.Logger.Warn("this host has no valid record", "error", err)
+	}
+	m.publish()
+	return m, nil
+}
+
+// Run enforces the stored state at once and every later one, until ctx ends. What is in the kernel stays there.
+func (m *Mesh) Run(ctx context.Context, d Drivers) error {
+	defer close(m.stopped)
+	m.drivers = d
+	m.pulls = newPulls(d.Network)
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for range pullWorkers {
+		workers.Go(func() { m.pulls.work(ctx, m.received) })
+	}
+	for host := range m.records {
+		if host != m.options.Host {
+			d.Gossip.Learned(host)
+		}
+	}
+	sync := time.NewTimer(jitter(syncInterval))
+	defer sync.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	m.dirty = true
+	for {
+		timer.Reset(m.settle(ctx))
+		select {
+		case <-ctx.Done():
+			return nil
+		case event := <-m.events:
+			event()
+			m.drain()
+		case <-timer.C:
+			m.dirty = true
+		case <-sync.C:
+			m.syncRandom()
+			sync.Reset(jitter(syncInterval))
+		}
+	}
+}
+
+// drain takes the events that wait, so that a burst is stored, planned and applied once.
+func (m *Mesh) drain() {
+	for range eventQueue {
+		select {
+		case event := <-m.events:
+			event()
+		default:
+			return
+		}
+	}
+}
+
+// settle makes the kernel follow the state and says how long nothing will have to be done.
+func (m *Mesh) settle(ctx context.Context) time.Duration {
+	m.flushRecords()
+	if m.dirty {
+		m.expire()
+		m.plan = m.planner.Plan(m.inputs())
+		m.problem = m.apply(ctx)
+		m.dirty = false
+	}
+	m.announce()
+	m.publish()
+	if m.problem != nil {
+		return retryApply
+	}
+	if m.plan.NextChange.IsZero() {
+		return time.Hour
+	}
+	// A little late: at the very moment a certificate is still valid.
+	return min(max(m.plan.NextChange.Sub(m.options.Now())+time.Millisecond, time.Millisecond), time.Hour)
+}
+
+// apply puts the plan into the kernel: first what may pass, then who may connect, so that a withdrawn
+// flow is dropped before its peer goes.
+func (m *Mesh) apply(ctx context.Context) error {
+	if err := m.drivers.Firewall.Apply(ctx, m.plan.Firewall); err != nil {
+		return fmt.Errorf("apply firewall: %w", err)
+	}
+	if err := m.drivers.Tunnel.Apply(ctx, m.plan.Tunnel); err != nil {
+		return fmt.Errorf("apply tunnel: %w", err)
+	}
+	if m.plan.PolicyVersion != m.enforced {
+		m.options.Logger.Info("policy enforced", "version", m.plan.PolicyVersion,
+			"peers", len(m.plan.Tunnel.Peers), "grants", len(m.plan.Firewall.Allow))
+	}
+	m.enforced = m.plan.PolicyVersion
+	return nil
+}
+
+// do queues an event and reports whether there was room.
+func (m *Mesh) do(event func()) bool {
+	select {
+	case m.events <- event:
+		return true
+	default:
+		m.dropped.Add(1)
+		return false
+	}
+}
+
+// ErrBusy is returned when the loop is too far behind to take an event that must not be lost,
+// ErrStopped when it has ended.
+var (
+	ErrBusy    = errors.New("mesh is busy")
+	ErrStopped = errors.New("mesh has stopped")
+)
+
+// SetSelf replaces what this host says about itself. A new record is signed and spread.
+func (m *Mesh) SetSelf(s Self) error {
+	return m.call(func() error { return m.acceptSelf(s) })
+}
+
+// SubmitPolicy takes a signed policy, verifies it and acts on it; the error says why it was refused.
+// A policy that is already held is not an error.
+func (m *Mesh) SubmitPolicy(raw []byte) error {
+	return m.call(func() error { return m.acceptPolicy(raw, m.options.Host) })
+}
+
+// SubmitRecord takes another host's signed record.
+func (m *Mesh) SubmitRecord(raw []byte) error {
+	return m.call(func() error { return m.acceptRecord(raw, m.options.Host) })
+}
+
+// call runs fn in the loop, which must have been started, and waits for it; or runs nothing if the queue is full.
+func (m *Mesh) call(fn func() error) error {
+	done := make(chan error, 1)
+	if !m.do(func() { done <- fn() }) {
+		return ErrBusy
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-m.stopped:
+		return ErrStopped
+	}
+}
+
+// Hint reports what from claims, by gossip or directly, about host.
+func (m *Mesh) Hint(host string, h Hint) { m.do(func() { m.acceptHint(host, h) }) }
+
+// Unknown reports that from spoke of a host that has no verified record here.
+func (m *Mesh) Unknown(host, from string) {
+	m.do(func() {
+		if m.records[host] == nil {
+			m.pulls.want(from, pullRequest{Want: []string{host}, PolicyVersion: m.policyVersion()})
+		}
+	})
+}
+
+// Connected reports an authenticated connection with host: both sides tell each other what they hold.
+func (m *Mesh) Connected(host string) {
+	m.do(func() {
+		m.sendHint(host)
+		m.sync(host)
+	})
+}
+
+// Known reports whether host has a verified record.
+func (m *Mesh) Known(host string) bool { return m.Snapshot().Records[host] != nil }
+
+// Trust is what certificates are judged by now.
+func (m *Mesh) Trust() *identity.Trust { return m.Snapshot().Trust }
+
+// Ping returns nil once the loop has taken it.
+func (m *Mesh) Ping() error { return m.call(func() error { return nil }) }
+
+// Reapply makes the loop put the plan into the kernel again.
+func (m *Mesh) Reapply() { m.do(func() { m.dirty = true }) }
+
+// jitter spreads d over half to one and a half times of it, so that hosts do not act in step.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }

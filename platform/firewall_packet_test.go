@@ -1,0 +1,458 @@
+package platform
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-mesh/bulkhead/overlay"
+)
+
+// probe is one attempt to open a flow.
+type probe struct {
+	direction overlay.Direction
+	network   string
+	v6        bool
+	port      int
+}
+
+func (p probe) String() string {
+	return fmt.Sprintf("direction=%d %s/%d v6=%t", p.direction, p.network, p.port, p.v6)
+}
+
+var protoOf = map[string]uint8{"tcp": protoTCP, "udp": protoUDP, "icmp": protoICMP}
+
+func allProbes(ports []int) []probe {
+	var out []probe
+	for _, d := range []overlay.Direction{overlay.In, overlay.Out} {
+		for _, v6 := range []bool{false, true} {
+			out = append(out, probe{d, "icmp", v6, 0})
+			for _, port := range ports {
+				out = append(out, probe{d, "tcp", v6, port}, probe{d, "udp", v6, port})
+			}
+		}
+	}
+	return out
+}
+
+func (p probe) try(w *world) (bool, error) {
+	src, dst, from := here4, there4, w.here
+	if p.v6 {
+		src, dst = here6, there6
+	}
+	if p.direction == overlay.In {
+		src, dst, from = dst, src, w.there
+	}
+	return reach(from, p.network, src, dst, p.port)
+}
+
+// allowedBy is the oracle: what a grant says, without sets.
+func (p probe) allowedBy(allow []overlay.Allow) bool {
+	return slices.ContainsFunc(allow, func(g overlay.Allow) bool {
+		return g.Direction == p.direction && g.Local.Is6() == p.v6 && g.Proto == protoOf[p.network] &&
+			(g.Proto == protoICMP || int(g.First) <= p.port && p.port <= int(g.Last))
+	})
+}
+
+func tryAll(t *testing.T, w *world, probes []probe) map[string]bool {
+	t.Helper()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	got := make(map[string]bool)
+	for _, p := range probes {
+		wg.Go(func() {
+			ok, err := p.try(w)
+			if err != nil {
+				t.Error(p, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			got[p.String()] = ok
+		})
+	}
+	wg.Wait()
+	return got
+}
+
+func TestPacketsPassAsGranted(t *testing.T) {
+	w := newWorld(t)
+	ports := []int{443, 5000, 20000}
+	serve(t, w.here, ports...)
+	serve(t, w.there, ports...)
+	probes := allProbes(ports)
+
+	open := tryAll(t, w, probes)
+	for p, ok := range open {
+		if !ok {
+			t.Fatalf("%s does not pass without a firewall", p)
+		}
+	}
+	w.fence(t)
+	for p, ok := range tryAll(t, w, probes) {
+		if ok {
+			t.Fatalf("%s passes the fence", p)
+		}
+	}
+
+	const seed = 7
+	random := rand.New(rand.NewPCG(seed, 0))
+	ranges := [][2]uint16{{443, 443}, {4990, 5010}, {4000, 30000}, {20000, 20000}}
+	for round := range 12 {
+		var allow []overlay.Allow
+		for range random.IntN(10) {
+			g := overlay.Allow{
+				Direction: overlay.Direction(1 + random.IntN(2)), Remote: there4, Local: here4,
+				Proto: []uint8{protoICMP, protoTCP, protoUDP}[random.IntN(3)],
+			}
+			if random.IntN(2) == 0 {
+				g.Remote, g.Local = there6, here6
+			}
+			if g.Proto != protoICMP {
+				r := ranges[random.IntN(len(ranges))]
+				g.First, g.Last = r[0], r[1]
+			}
+			allow = append(allow, g)
+		}
+		w.apply(t, allow...)
+		want := make(map[string]bool)
+		for _, p := range probes {
+			want[p.String()] = p.allowedBy(allow)
+		}
+		if diff := cmp.Diff(want, tryAll(t, w, probes)); diff != "" {
+			t.Fatalf("seed %d round %d, %+v: packets differ from grants (-want +got):\n%s", seed, round, allow, diff)
+		}
+	}
+}
+
+func TestSpoofedSourcesAreDropped(t *testing.T) {
+	w := newWorld(t)
+	serve(t, w.here, 443)
+	serve(t, w.there, 443)
+	w.fence(t)
+	w.apply(t, append(grant(overlay.In, protoTCP, 443, 443), grant(overlay.Out, protoTCP, 443, 443)...)...)
+	w.there.sh(t, `ip addr add 10.201.0.3/32 dev bulkhead0; ip addr add 192.0.2.1/24 dev bulkhead0; ip -6 addr add fd00:bd::3/128 dev bulkhead0 nodad`)
+	w.here.sh(t, `ip addr add 10.201.0.9/32 dev bulkhead0; ip -6 addr add fd00:bd::9/128 dev bulkhead0 nodad; ip route add 192.0.2.0/24 dev bulkhead0`)
+	for _, c := range []struct {
+		from     space
+		src, dst string
+	}{
+		{w.there, "10.201.0.3", "10.201.0.1"}, // another agent's address
+		{w.there, "fd00:bd::3", "fd00:bd::1"},
+		{w.there, "192.0.2.1", "10.201.0.1"}, // not of the overlay
+		{w.here, "10.201.0.9", "10.201.0.2"}, // not an agent's here
+		{w.here, "fd00:bd::9", "fd00:bd::2"},
+	} {
+		if ok, _ := reach(c.from, "tcp", netip.MustParseAddr(c.src), netip.MustParseAddr(c.dst), 443); ok {
+			t.Errorf("%s reaches %s", c.src, c.dst)
+		}
+	}
+	if ok, _ := reach(w.there, "tcp", there4, here4, 443); !ok {
+		t.Error("the agent itself does not pass")
+	}
+	drops := w.drops(t)
+	for _, reason := range []string{dropSpoofed, dropIn} {
+		if drops[reason] == 0 {
+			t.Errorf("no packet counted as %s: %v", reason, drops)
+		}
+	}
+}
+
+// stream is a connection on which both sides send all the time.
+type stream struct {
+	a, b net.Conn
+	// bytes received and errors met by each side
+	mu   sync.Mutex
+	got  [2]int
+	errs [2]error
+}
+
+// openStream connects from client to a listener inside server, and pumps.
+func openStream(t *testing.T, network string, client, server space, src, dst netip.Addr, port int) *stream {
+	t.Helper()
+	s := &stream{}
+	address := netip.AddrPortFrom(dst, uint16(port)).String()
+	if network == "tcp" {
+		var l net.Listener
+		server.must(t, func() (err error) { l, err = net.Listen("tcp", address); return err })
+		defer l.Close()
+		client.must(t, func() (err error) { s.a, err = net.DialTimeout("tcp", address, time.Second); return err })
+		var err error
+		if s.b, err = l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		local := &net.UDPAddr{IP: src.AsSlice(), Port: 40000}
+		remote := &net.UDPAddr{IP: dst.AsSlice(), Port: port}
+		client.must(t, func() (err error) { s.a, err = net.DialUDP("udp", local, remote); return err })
+		server.must(t, func() (err error) { s.b, err = net.DialUDP("udp", remote, local); return err })
+		if _, err := s.a.Write([]byte("opens")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for i, c := range []net.Conn{s.a, s.b} {
+		wg.Go(func() { s.receive(i, c) })
+		wg.Go(func() { send(c, stop) })
+	}
+	t.Cleanup(func() {
+		close(stop)
+		s.a.Close()
+		s.b.Close()
+		wg.Wait()
+	})
+	eventually(t, 2*time.Second, "both sides receive", func() bool { a, b, _ := s.state(); return a > 0 && b > 0 })
+	return s
+}
+
+func send(c net.Conn, stop <-chan struct{}) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+			c.Write([]byte("data")) // what it meets, the receiving side meets too
+		}
+	}
+}
+
+func (s *stream) receive(side int, c net.Conn) {
+	buf := make([]byte, 65536)
+	for {
+		n, err := c.Read(buf)
+		s.mu.Lock()
+		s.got[side] += n
+		if err != nil {
+			s.errs[side] = err
+		}
+		s.mu.Unlock()
+		if err != nil && c.LocalAddr().Network() == "tcp" || isClosed(err) {
+			return
+		}
+	}
+}
+
+func (s *stream) state() (a, b int, errs [2]error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got[0], s.got[1], s.errs
+}
+
+func isClosed(err error) bool {
+	op, ok := err.(*net.OpError)
+	return ok && op.Err == net.ErrClosed
+}
+
+// silent fails the test if anything is received from now on while both sides keep sending.
+func (s *stream) silent(t *testing.T) {
+	t.Helper()
+	a, b, _ := s.state()
+	deadline := time.NewTimer(700 * time.Millisecond)
+	defer deadline.Stop()
+	<-deadline.C
+	if a2, b2, _ := s.state(); a2 != a || b2 != b {
+		t.Errorf("%d and %d bytes were received after the withdrawal", a2-a, b2-b)
+	}
+}
+
+func TestWithdrawalStopsRunningFlows(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		for _, d := range []overlay.Direction{overlay.In, overlay.Out} {
+			for _, v6 := range []bool{false, true} {
+				for _, wide := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%s-%d-v6=%t-wide=%t", network, d, v6, wide), func(t *testing.T) {
+						withdraw(t, network, d, v6, wide)
+					})
+				}
+			}
+		}
+	}
+}
+
+func withdraw(t *testing.T, network string, d overlay.Direction, v6, wide bool) {
+	w := newWorld(t)
+	w.fence(t)
+	first, last := uint16(443), uint16(443)
+	if wide {
+		first, last = 100, 10000
+	}
+	kept := grant(3-d, protoTCP, 9, 9)
+	w.apply(t, append(grant(d, protoOf[network], first, last), kept...)...)
+	src, dst, client, server := here4, there4, w.here, w.there
+	if v6 {
+		src, dst = here6, there6
+	}
+	if d == overlay.In {
+		src, dst, client, server = dst, src, server, client
+	}
+	s := openStream(t, network, client, server, src, dst, 443)
+	w.apply(t, kept...)
+	s.silent(t)
+	if network == "tcp" {
+		side := 0
+		if d == overlay.In {
+			side = 1
+		}
+		eventually(t, time.Second, "the local socket is closed", func() bool { _, _, errs := s.state(); return errs[side] != nil })
+	}
+	if out := w.here.sh(t, "conntrack -L -f ipv4 2>/dev/null; conntrack -L -f ipv6 2>/dev/null"); out != "" {
+		t.Errorf("connections are still tracked:\n%s", out)
+	}
+}
+
+func TestConnectionsThatStayAllowedAreNotTouched(t *testing.T) {
+	w := newWorld(t)
+	w.fence(t)
+	kept := grant(overlay.In, protoTCP, 443, 443)
+	w.apply(t, append(grant(overlay.In, protoTCP, 80, 80), kept...)...)
+	s := openStream(t, "tcp", w.there, w.here, there4, here4, 443)
+	for range 5 {
+		w.apply(t, kept...)
+		w.apply(t, append(grant(overlay.In, protoTCP, 1000, 9000), kept...)...)
+	}
+	a, b, _ := s.state()
+	eventually(t, time.Second, "data still flows", func() bool { a2, b2, _ := s.state(); return a2 > a && b2 > b })
+	if _, _, errs := s.state(); errs[0] != nil || errs[1] != nil {
+		t.Errorf("connection met %v", errs)
+	}
+}
+
+// A tracked connection that is lost is learned again from its next packet. If the server's comes first it
+// would be one that the server opens, which nothing allows.
+func TestRelearnedFromTheServerSideIsJudgedAsNew(t *testing.T) {
+	w := newWorld(t)
+	w.fence(t)
+	w.apply(t, grant(overlay.In, protoUDP, 443, 443)...)
+	s := openStream(t, "udp", w.there, w.here, there4, here4, 443)
+	w.apply(t)
+	w.here.sh(t, "conntrack -F 2>/dev/null")
+	s.silent(t)
+}
+
+func TestUntilEndsInTheKernel(t *testing.T) {
+	w := newWorld(t)
+	serve(t, w.here, 443, 5000)
+	w.fence(t)
+	until := time.Now().Add(2500 * time.Millisecond)
+	allow := append(grant(overlay.In, protoTCP, 443, 443), grant(overlay.In, protoTCP, 4000, 6000)...)
+	for i := range allow {
+		allow[i].Until = until
+	}
+	w.apply(t, allow...)
+	s := openStream(t, "udp", w.here, w.here, here4, here4, 9) // on the loopback interface: not our concern
+	for _, port := range []int{443, 5000} {
+		if ok, _ := reach(w.there, "tcp", there4, here4, port); !ok {
+			t.Fatalf("port %d does not pass before its end", port)
+		}
+	}
+	for _, port := range []int{443, 5000} {
+		eventually(t, 4*time.Second, "the grant has ended", func() bool { ok, _ := reach(w.there, "tcp", there4, here4, port); return !ok })
+	}
+	if late := time.Since(until); late > time.Second {
+		t.Errorf("ended %s late", late)
+	}
+	a, _, _ := s.state()
+	eventually(t, time.Second, "loopback flows", func() bool { a2, _, _ := s.state(); return a2 > a })
+}
+
+func TestNothingLeavesWhileTheInterfaceIsGone(t *testing.T) {
+	w := newWorld(t)
+	w.fence(t)
+	w.apply(t, grant(overlay.Out, protoUDP, 9, 9)...)
+	internet := newSpace(t)
+	w.here.must(t, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "eth9"
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth9", PeerNamespace: netlink.NsFd(internet.handle)})
+	})
+	wire := sniff(t, internet)
+	w.here.sh(t, `ip link del bulkhead0; ip link set eth9 up
+		ip addr add 198.51.100.1/24 dev eth9; ip route add default via 198.51.100.2
+		ip neigh add 198.51.100.2 lladdr 2:0:0:0:0:9 dev eth9
+		ip -6 addr add fd99::1/64 dev eth9 nodad; ip -6 route add default via fd99::2
+		ip neigh add fd99::2 lladdr 2:0:0:0:0:9 dev eth9`)
+	say := func(dst string, text string) error {
+		return w.here.do(func() error {
+			c, err := net.Dial("udp", dst)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(text))
+			return err
+		})
+	}
+	for _, dst := range []string{"10.201.0.2:9", "[fd00:bd::2]:9"} {
+		if err := say(dst, "secret"); err == nil {
+			t.Errorf("%s has a route while the interface is gone", dst)
+		}
+	}
+	// A route that another program or a DHCP server adds is stopped at the way out.
+	w.here.sh(t, "ip route add 10.201.0.2/32 via 198.51.100.2; ip -6 route add fd00:bd::2/128 via fd99::2")
+	for _, dst := range []string{"10.201.0.2:9", "[fd00:bd::2]:9"} {
+		if err := say(dst, "secret"); err != nil && !errors.Is(err, unix.EPERM) {
+			t.Error(err)
+		}
+	}
+	if drops := w.drops(t); drops[dropLeak] != 2 {
+		t.Errorf("2 packets would have leaked: %v", drops)
+	}
+	if err := say("203.0.113.1:9", "last"); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		packet := wire()
+		if bytes.Contains(packet, []byte("secret")) {
+			t.Fatalf("leaked: %q", packet)
+		}
+		if bytes.Contains(packet, []byte("last")) {
+			break
+		}
+	}
+}
+
+// sniff returns a function that waits for the next packet on eth9 inside s.
+func sniff(t *testing.T, s space) func() []byte {
+	t.Helper()
+	var fd int
+	s.must(t, func() (err error) {
+		link, err := netlink.LinkByName("eth9")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		const everything = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, everything)
+		return err
+	})
+	t.Cleanup(func() { unix.Close(fd) })
+	limit := unix.Timeval{Sec: 2}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2048)
+	return func() []byte {
+		t.Helper()
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if err != nil {
+			t.Fatalf("read from the wire: %v", err)
+		}
+		return buf[:n]
+	}
+}

@@ -1,0 +1,102 @@
+package platform
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// linkSettings keep the overlay interface deaf to whatever would configure it from outside.
+var linkSettings = []struct{ family, key, value string }{
+	{"ipv6", "accept_ra", "0"},
+	{"ipv6", "accept_redirects", "0"},
+	{"ipv6", "autoconf", "0"},
+	{"ipv6", "addr_gen_mode", "1"}, // no link-local address
+	{"ipv4", "accept_redirects", "0"},
+	{"ipv4", "send_redirects", "0"},
+	{"ipv4", "route_localnet", "0"},
+}
+
+// ConfigureLink gives the interface exactly these addresses, each as a single host, and routes the prefixes
+// to it. It is idempotent.
+func ConfigureLink(name string, mtu int, addrs []netip.Addr, routes []netip.Prefix) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("configure %s: %w", name, err)
+	}
+	for _, s := range linkSettings {
+		path := fmt.Sprintf("/proc/sys/net/%s/conf/%s/%s", s.family, name, s.key)
+		if err := os.WriteFile(path, []byte(s.value), 0o644); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("configure %s: %w", name, err)
+		}
+	}
+	if link.Attrs().MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("set mtu of %s to %d: %w", name, mtu, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring %s up: %w", name, err)
+	}
+	if err := setAddresses(link, addrs); err != nil {
+		return err
+	}
+	return setRoutes(link, addrs, routes)
+}
+
+// setAddresses removes what is not wanted before it adds what is.
+func setAddresses(link netlink.Link, want []netip.Addr) error {
+	name := link.Attrs().Name
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	held := make(map[netip.Addr]bool, len(have))
+	for _, a := range have {
+		addr, _ := netip.AddrFromSlice(a.IP)
+		addr = addr.Unmap()
+		if slices.Contains(want, addr) {
+			held[addr] = true
+		} else if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove %s from %s: %w", addr, name, err)
+		}
+	}
+	for _, addr := range want {
+		if held[addr] {
+			continue
+		}
+		a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
+		if addr.Is6() {
+			a.Flags = unix.IFA_F_NODAD // there is nobody on the link to ask
+		}
+		if err := netlink.AddrAdd(link, a); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add %s to %s: %w", addr, name, err)
+		}
+	}
+	return nil
+}
+
+// setRoutes routes the prefixes to the link, from the first address of each one's family.
+func setRoutes(link netlink.Link, addrs []netip.Addr, routes []netip.Prefix) error {
+	for _, prefix := range routes {
+		i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == prefix.Addr().Is4() })
+		if i < 0 {
+			continue // without a source nothing may be sent; the fence's unreachable route answers
+		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(prefix), Src: addrs[i].AsSlice(), Scope: netlink.SCOPE_LINK}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("route %s to %s: %w", prefix, link.Attrs().Name, err)
+		}
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
