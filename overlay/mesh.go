@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -73,6 +74,7 @@ func New(o Options) (*Mesh, error) {
 		// A host whose certificate ended or was revoked still enforces, and may renew.
 		o.Logger.Warn("this host has no valid record", "error", err)
 	}
+	maps.Copy(m.records, m.staged) // Run stores them
 	m.publish()
 	return m, nil
 }

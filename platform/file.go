@@ -17,7 +17,7 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("write %s: %w", path, err), ignoreClosed(f.Close()), os.Remove(f.Name()))
+			err = errors.Join(fmt.Errorf("write %s: %w", path, err), unless(fs.ErrClosed, f.Close()), unless(fs.ErrNotExist, os.Remove(f.Name())))
 		}
 	}()
 	if err := f.Chmod(perm); err != nil {
@@ -47,8 +47,9 @@ func SyncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func ignoreClosed(err error) error {
-	if errors.Is(err, fs.ErrClosed) {
+// unless is err, or nil if it is what was expected.
+func unless(expected, err error) error {
+	if errors.Is(err, expected) {
 		return nil
 	}
 	return err

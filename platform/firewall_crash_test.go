@@ -116,7 +116,7 @@ func (w *world) settled(check func(sets) error) error {
 	}
 }
 
-// noProcessHere reports whether no process is in this thread's network namespace; the test's own is elsewhere.
+// noProcessHere reports whether no process but this is in this thread's network namespace.
 func noProcessHere() (bool, error) {
 	here, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
@@ -126,7 +126,11 @@ func noProcessHere() (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	self := fmt.Sprintf("/proc/%d/ns/net", os.Getpid())
 	return !slices.ContainsFunc(all, func(path string) bool {
+		if path == self {
+			return false
+		}
 		ns, err := os.Readlink(path)
 		return err == nil && ns == here
 	}), nil

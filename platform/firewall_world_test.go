@@ -281,16 +281,20 @@ func serve(t testing.TB, s space, ports ...int) {
 	}
 }
 
-const probeTime = 400 * time.Millisecond
+// How long to wait for an answer that is expected, on a busy machine, and for one that is not.
+const (
+	expected   = 10 * time.Second
+	unexpected = 400 * time.Millisecond
+)
 
 // reach reports whether a question from src, inside s, to a port of dst is answered.
-func reach(s space, network string, src, dst netip.Addr, port int) (bool, error) {
+func reach(s space, network string, src, dst netip.Addr, port int, limit time.Duration) (bool, error) {
 	if network == "icmp" {
-		return echo(s, src, dst)
+		return echo(s, src, dst, limit)
 	}
 	var conn net.Conn
 	err := s.do(func() error {
-		d := net.Dialer{Timeout: probeTime}
+		d := net.Dialer{Timeout: limit}
 		if network == "tcp" {
 			d.LocalAddr = &net.TCPAddr{IP: src.AsSlice()}
 		} else {
@@ -304,7 +308,7 @@ func reach(s space, network string, src, dst netip.Addr, port int) (bool, error)
 		return false, nil
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(probeTime))
+	conn.SetDeadline(time.Now().Add(limit))
 	if _, err := conn.Write([]byte("?")); err != nil {
 		return false, nil
 	}
@@ -313,8 +317,19 @@ func reach(s space, network string, src, dst netip.Addr, port int) (bool, error)
 	return err == nil, nil
 }
 
+// passes reports whether a TCP port is reached, however busy the machine; blocked that it is not, soon.
+func passes(s space, src, dst netip.Addr, port int) bool {
+	ok, _ := reach(s, "tcp", src, dst, port, expected)
+	return ok
+}
+
+func blocked(s space, src, dst netip.Addr, port int) bool {
+	ok, _ := reach(s, "tcp", src, dst, port, unexpected)
+	return !ok
+}
+
 // echo sends an ICMP echo request and waits for the reply to it.
-func echo(s space, src, dst netip.Addr) (bool, error) {
+func echo(s space, src, dst netip.Addr, limit time.Duration) (bool, error) {
 	domain, proto, request, reply := unix.AF_INET, unix.IPPROTO_ICMP, byte(8), byte(0)
 	var from, to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte(src.AsSlice()[:4])}, &unix.SockaddrInet4{Addr: [4]byte(dst.AsSlice()[:4])}
 	if src.Is6() {
@@ -329,7 +344,7 @@ func echo(s space, src, dst netip.Addr) (bool, error) {
 		return false, err
 	}
 	defer unix.Close(fd)
-	timeout := unix.NsecToTimeval(int64(probeTime))
+	timeout := unix.NsecToTimeval(int64(limit))
 	if err := errors.Join(unix.Bind(fd, from), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)); err != nil {
 		return false, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ var linkSettings = []struct{ family, key, value string }{
 	{"ipv4", "accept_redirects", "0"},
 	{"ipv4", "send_redirects", "0"},
 	{"ipv4", "route_localnet", "0"},
+	{"ipv4", "rp_filter", "1"}, // a source that is not routed back here is forged
 }
 
 // ConfigureLink gives the interface exactly these addresses, each as a single host, and routes the prefixes
@@ -31,8 +33,7 @@ func ConfigureLink(name string, mtu int, addrs []netip.Addr, routes []netip.Pref
 		return fmt.Errorf("configure %s: %w", name, err)
 	}
 	for _, s := range linkSettings {
-		path := fmt.Sprintf("/proc/sys/net/%s/conf/%s/%s", s.family, name, s.key)
-		if err := os.WriteFile(path, []byte(s.value), 0o644); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := setSysctl(fmt.Sprintf("/proc/sys/net/%s/conf/%s/%s", s.family, name, s.key), s.value); err != nil {
 			return fmt.Errorf("configure %s: %w", name, err)
 		}
 	}
@@ -48,6 +49,16 @@ func ConfigureLink(name string, mtu int, addrs []netip.Addr, routes []netip.Pref
 		return err
 	}
 	return setRoutes(link, addrs, routes)
+}
+
+// setSysctl writes only what differs, so that a read-only /proc/sys with the right values will do. A setting
+// that this kernel does not have is none to change: IPv6 may be off.
+func setSysctl(path, value string) error {
+	have, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(have)) == value {
+		return nil
+	}
+	return os.WriteFile(path, []byte(value), 0o644)
 }
 
 // setAddresses removes what is not wanted before it adds what is.

@@ -13,218 +13,210 @@ func Compile(p *Policy, host string, agents []Agent, now time.Time) *Ruleset {
 	return NewCompiler(p, host).Update(agents, nil, now)
 }
 
-// Compiler makes the rulesets of one host and policy while agents come and go, at the cost of those that
-// changed. It is not safe for concurrent use; its rulesets are.
+// Compiler makes the rulesets of one host and policy while agents come and go, at the cost of those that changed.
+// It is not safe for concurrent use; its rulesets are.
 type Compiler struct {
-	policy   *Policy
-	host     string
-	index    map[labelValue][]int // segments that demand this label
-	scan     []int                // segments that demand no single label
-	segments map[string]int
-	rulesOf  [][]int // rules by from and by to segment
-	rulesTo  [][]int
+	policy  *Policy
+	host    string
+	classes *classifier
+	rules   *ruleIndex
+	active  []bool // by rule: it has not ended
 
-	agents map[string]member
-	locals []string // names of this host's agents, sorted
-	active []bool   // rules that have not ended
-	pairs  []*Pair
+	agents  map[string]*member
+	members []map[string]*member // by class
+	locals  []*local             // sorted by name
+	tables  map[int][]*access    // by class of the local, then of the remote agent; nil where not yet worked out
 }
 
-type labelValue struct{ key, value string }
-
-// member is an agent with the segments it is in.
+// member is an agent and its class.
 type member struct {
 	Agent
-	segments []int
+	class int
+}
+
+// local is an agent of this host with its pairs, sorted by the remote agent's name.
+type local struct {
+	*member
+	pairs []*Pair
+}
+
+// access is what agents of one class may open to those of another, and the other way.
+type access struct {
+	in, out []Grant
+	ends    time.Time // the first of the grants; zero: none does
 }
 
 // NewCompiler prepares p, which must be valid, for host.
 func NewCompiler(p *Policy, host string) *Compiler {
-	c := &Compiler{
-		policy: p, host: host, index: make(map[labelValue][]int), segments: make(map[string]int, len(p.Segments)),
-		rulesOf: make([][]int, len(p.Segments)), rulesTo: make([][]int, len(p.Segments)),
-		agents: make(map[string]member), active: make([]bool, len(p.Rules)),
+	return &Compiler{
+		policy: p, host: host, classes: newClassifier(p), rules: newRuleIndex(p), active: make([]bool, len(p.Rules)),
+		agents: make(map[string]*member), tables: make(map[int][]*access),
 	}
-	for i, s := range p.Segments {
-		c.segments[s.Name] = i
-		if key, ok := c.firstDemand(s.Match); ok {
-			c.index[key] = append(c.index[key], i)
-		} else {
-			c.scan = append(c.scan, i)
-		}
-	}
-	for i, r := range p.Rules {
-		from, to := c.segments[r.From], c.segments[r.To]
-		c.rulesOf[from] = append(c.rulesOf[from], i)
-		c.rulesTo[to] = append(c.rulesTo[to], i)
-	}
-	return c
-}
-
-// firstDemand is a label that every agent of the selector has; not sensitivity if there is another, which
-// selects fewer.
-func (c *Compiler) firstDemand(s Selector) (labelValue, bool) {
-	var found labelValue
-	for _, key := range s.keys() {
-		if cond := s[key]; cond.Op == "" && len(cond.Values) == 1 && (found.key == "" || found.key == LabelSensitivity) {
-			found = labelValue{key, cond.Values[0]}
-		}
-	}
-	return found, found.key != ""
 }
 
 // Update takes the agents that are new or changed and the names of those that are gone, and returns the ruleset
-// at now. Pairs that did not change are those of the ruleset before.
+// at now. Pairs that did not change are those of the ruleset before. The agents must not be changed afterwards.
 func (c *Compiler) Update(put []Agent, removed []string, now time.Time) *Ruleset {
 	changed := make(map[string]bool, len(put)+len(removed))
 	for _, name := range removed {
-		delete(c.agents, name)
-		changed[name] = true
+		changed[name] = c.remove(name)
 	}
 	for _, a := range put {
-		c.agents[a.Name] = member{a, c.segmentsOf(a)}
-		changed[a.Name] = true
+		changed[a.Name] = c.put(a) || changed[a.Name]
 	}
-	c.locals = slices.DeleteFunc(c.locals, func(name string) bool { return changed[name] })
+	maps.DeleteFunc(changed, func(_ string, is bool) bool { return !is })
+	c.settle(changed)
+	all := c.activate(now)
+	for _, l := range c.locals {
+		if all || changed[l.Name] {
+			l.pairs = c.pairsOf(l)
+			continue
+		}
+		for remote := range changed {
+			c.renew(l, remote)
+		}
+	}
+	return c.ruleset()
+}
+
+// remove forgets an agent and reports whether it was known.
+func (c *Compiler) remove(name string) bool {
+	m := c.agents[name]
+	if m == nil {
+		return false
+	}
+	delete(c.agents, name)
+	delete(c.members[m.class], name)
+	return true
+}
+
+// put takes an agent and reports whether it is new or differs.
+func (c *Compiler) put(a Agent) bool {
+	if m := c.agents[a.Name]; m != nil && equalAgents(&m.Agent, &a) {
+		return false
+	}
+	c.remove(a.Name)
+	m := &member{Agent: a, class: c.classes.class(a.Labels)}
+	for len(c.members) <= m.class {
+		c.members = append(c.members, make(map[string]*member))
+	}
+	c.agents[a.Name], c.members[m.class][a.Name] = m, m
+	return true
+}
+
+// settle brings the list of this host's agents up to date.
+func (c *Compiler) settle(changed map[string]bool) {
 	for name := range changed {
-		if m, ok := c.agents[name]; ok && m.Host == c.host {
-			c.locals = append(c.locals, name)
+		i, found := slices.BinarySearchFunc(c.locals, name, func(l *local, name string) int { return strings.Compare(l.Name, name) })
+		m := c.agents[name]
+		here := m != nil && m.Host == c.host
+		switch {
+		case found && here:
+			c.locals[i].member = m
+		case found:
+			c.locals = slices.Delete(c.locals, i, i+1)
+		case here:
+			c.locals = slices.Insert(c.locals, i, &local{member: m})
 		}
 	}
-	slices.Sort(c.locals)
-	if c.activate(now) {
-		for name := range c.agents {
-			changed[name] = true
-		}
-	}
-	c.recompile(changed)
-	return &Ruleset{Host: c.host, Pairs: c.pairs, NextExpiry: c.nextExpiry(now)}
 }
 
-func (c *Compiler) segmentsOf(a Agent) []int {
-	var in []int
-	consider := func(i int) {
-		if c.policy.Segments[i].Match.Matches(a.Labels, c.policy.Scale()) {
-			in = append(in, i)
-		}
-	}
-	for key, value := range a.Labels {
-		for _, i := range c.index[labelValue{key, value}] {
-			consider(i)
-		}
-	}
-	for _, i := range c.scan {
-		consider(i)
-	}
-	return in
-}
-
-// activate finds which rules hold at now and reports whether that changed.
+// activate finds which rules hold at now, and reports whether that changed.
 func (c *Compiler) activate(now time.Time) (changed bool) {
 	for i := range c.policy.Rules {
 		if is := c.policy.Rules[i].activeAt(now); is != c.active[i] {
 			c.active[i], changed = is, true
 		}
 	}
+	if changed {
+		clear(c.tables)
+	}
 	return changed
 }
 
-func (c *Compiler) nextExpiry(now time.Time) (next time.Time) {
-	for _, r := range c.policy.Rules {
-		if r.Until != nil && now.Before(*r.Until) && (next.IsZero() || r.Until.Before(next)) {
-			next = *r.Until
+// pairsOf makes all pairs of a local agent.
+func (c *Compiler) pairsOf(l *local) []*Pair {
+	var pairs []*Pair
+	for class, members := range c.members {
+		if len(members) == 0 {
+			continue
 		}
-	}
-	return next
-}
-
-// recompile makes anew the pairs that a changed agent is part of.
-func (c *Compiler) recompile(changed map[string]bool) {
-	var fresh []*Pair
-	for _, local := range c.locals {
-		reach := c.rulesFor(c.agents[local])
-		others := maps.Keys(changed)
-		if changed[local] {
-			others = maps.Keys(c.agents)
+		access := c.access(l.class, class)
+		if access.none() {
+			continue
 		}
-		for remote := range others {
-			m, ok := c.agents[remote]
-			if !ok || remote == local {
-				continue
-			}
-			if pair := c.pair(c.agents[local], m, reach); pair != nil {
-				fresh = append(fresh, pair)
+		for name, m := range members {
+			if name != l.Name {
+				pairs = append(pairs, pairOf(l, m, access))
 			}
 		}
 	}
-	slices.SortFunc(fresh, comparePairs)
-	kept := make([]*Pair, 0, len(c.pairs)+len(fresh))
-	for _, p := range c.pairs {
-		if !changed[p.Local.Name] && !changed[p.Remote.Name] {
-			kept = append(kept, p)
-		}
-	}
-	c.pairs = merge(kept, fresh)
+	slices.SortFunc(pairs, func(a, b *Pair) int { return strings.Compare(a.Remote.Name, b.Remote.Name) })
+	return pairs
 }
 
-func comparePairs(a, b *Pair) int {
-	return cmp.Or(strings.Compare(a.Local.Name, b.Local.Name), strings.Compare(a.Remote.Name, b.Remote.Name))
+// renew brings the pair of a local agent with one other up to date.
+func (c *Compiler) renew(l *local, remote string) {
+	i, found := l.find(remote)
+	m := c.agents[remote]
+	var access *access
+	if m != nil {
+		access = c.access(l.class, m.class)
+	}
+	switch {
+	case m != nil && !access.none() && found:
+		l.pairs[i] = pairOf(l, m, access)
+	case m != nil && !access.none():
+		l.pairs = slices.Insert(l.pairs, i, pairOf(l, m, access))
+	case found:
+		l.pairs = slices.Delete(l.pairs, i, i+1)
+	}
 }
 
-// merge joins two sorted lists.
-func merge(a, b []*Pair) []*Pair {
-	out := make([]*Pair, 0, len(a)+len(b))
-	for len(a) > 0 && len(b) > 0 {
-		if comparePairs(a[0], b[0]) < 0 {
-			out, a = append(out, a[0]), a[1:]
-		} else {
-			out, b = append(out, b[0]), b[1:]
-		}
-	}
-	return append(append(out, a...), b...)
+func (l *local) find(remote string) (int, bool) {
+	return slices.BinarySearchFunc(l.pairs, remote, func(p *Pair, name string) int { return strings.Compare(p.Remote.Name, name) })
 }
 
-// localRules are the rules that an agent is an end of, by the segment at the other end.
-type localRules struct{ out, in map[int][]int }
-
-func (c *Compiler) rulesFor(m member) localRules {
-	r := localRules{out: make(map[int][]int), in: make(map[int][]int)}
-	for _, s := range m.segments {
-		for _, i := range c.rulesOf[s] {
-			to := c.segments[c.policy.Rules[i].To]
-			r.out[to] = append(r.out[to], i)
-		}
-		for _, i := range c.rulesTo[s] {
-			from := c.segments[c.policy.Rules[i].From]
-			r.in[from] = append(r.in[from], i)
+// pairOf makes a pair, or returns the one there is if it is equal.
+func pairOf(l *local, m *member, access *access) *Pair {
+	if i, found := l.find(m.Name); found {
+		old := l.pairs[i]
+		if equalAgents(&old.Local, &l.Agent) && equalAgents(&old.Remote, &m.Agent) &&
+			slices.Equal(old.In, access.in) && slices.Equal(old.Out, access.out) {
+			return old
 		}
 	}
-	return r
+	return &Pair{Local: l.Agent, Remote: m.Agent, In: access.in, Out: access.out}
 }
 
-// pair is what local and remote may open to each other; nil if that is nothing.
-func (c *Compiler) pair(local, remote member, rules localRules) *Pair {
-	in, out := c.grants(rules.in, remote.segments), c.grants(rules.out, remote.segments)
-	if len(in)+len(out) == 0 {
-		return nil
+// access works out what two classes may open to each other, once.
+func (c *Compiler) access(local, remote int) *access {
+	table := c.tables[local]
+	if missing := remote + 1 - len(table); missing > 0 {
+		table = append(table, make([]*access, missing)...)
+		c.tables[local] = table
 	}
-	return &Pair{Local: local.Agent, Remote: remote.Agent, In: in, Out: out}
+	if table[remote] == nil {
+		here, there := c.classes.segments[local], c.classes.segments[remote]
+		a := &access{in: c.grants(c.rules.between(there, here)), out: c.grants(c.rules.between(here, there))}
+		for _, g := range slices.Concat(a.in, a.out) {
+			a.ends = earlier(a.ends, g.Until)
+		}
+		table[remote] = a
+	}
+	return table[remote]
 }
 
-// grants are in the policy's order of rules, so that equal inputs give equal rulesets.
-func (c *Compiler) grants(bySegment map[int][]int, segments []int) []Grant {
-	var rules []int
-	for _, s := range segments {
-		for _, i := range bySegment[s] {
-			if c.active[i] {
-				rules = append(rules, i)
-			}
-		}
-	}
-	slices.Sort(rules)
+func (a *access) none() bool { return len(a.in)+len(a.out) == 0 }
+
+// grants are what the active ones of rules allow, in an order that does not depend on the policy's.
+func (c *Compiler) grants(rules []int) []Grant {
 	var grants []Grant
 	for _, i := range rules {
 		r := &c.policy.Rules[i]
+		if !c.active[i] {
+			continue
+		}
 		var until time.Time
 		if r.Until != nil {
 			until = *r.Until
@@ -233,20 +225,38 @@ func (c *Compiler) grants(bySegment map[int][]int, segments []int) []Grant {
 			grants = append(grants, Grant{Ports: ports, Rule: r.Name, Until: until})
 		}
 	}
-	return grants
+	slices.SortFunc(grants, func(a, b Grant) int { return cmp.Or(comparePorts(a.Ports, b.Ports), strings.Compare(a.Rule, b.Rule)) })
+	return slices.Compact(grants)
 }
 
-// Allows reports whether the compiled rules let src open port to dst at now. One of the two must be an agent of
-// the ruleset's host.
-func (r *Ruleset) Allows(src, dst string, port Port, now time.Time) bool {
-	return r.granted(dst, src, port, now, func(p *Pair) []Grant { return p.In }) ||
-		r.granted(src, dst, port, now, func(p *Pair) []Grant { return p.Out })
+// ruleset joins the pairs of all local agents.
+func (c *Compiler) ruleset() *Ruleset {
+	r := &Ruleset{Host: c.host}
+	lists := make([][]*Pair, len(c.locals))
+	for i, l := range c.locals {
+		lists[i] = l.pairs
+		for class, members := range c.members {
+			others := len(members)
+			if class == l.class {
+				others-- // a class with the local agent alone has no pair
+			}
+			if others > 0 {
+				r.NextExpiry = earlier(r.NextExpiry, c.access(l.class, class).ends)
+			}
+		}
+	}
+	r.Pairs = slices.Concat(lists...)
+	return r
 }
 
-func (r *Ruleset) granted(local, remote string, port Port, now time.Time, grants func(*Pair) []Grant) bool {
-	wanted := &Pair{Local: Agent{Name: local}, Remote: Agent{Name: remote}}
-	i, found := slices.BinarySearchFunc(r.Pairs, wanted, comparePairs)
-	return found && slices.ContainsFunc(grants(r.Pairs[i]), func(g Grant) bool {
-		return g.Ports.Contains(port) && (g.Until.IsZero() || now.Before(g.Until))
-	})
+// earlier is the first of two times of which zero is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
+	}
+	return a
+}
+
+func equalAgents(a, b *Agent) bool {
+	return a.Name == b.Name && a.Host == b.Host && maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Addresses, b.Addresses)
 }

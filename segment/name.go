@@ -1,23 +1,20 @@
 package segment
 
 import (
+	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 )
 
 const (
-	maxName   = 63
-	maxMesh   = 255
-	maxLabels = 32
-	maxValue  = 63
+	maxName = 63  // bytes, as in DNS and X.509 common names
+	maxMesh = 255 // bytes, as in SPIFFE
 )
 
 // ValidName reports what is wrong with a name of a host, agent, segment or rule.
 func ValidName(s string) error {
 	if s == "" {
-		return fmt.Errorf("name is empty")
+		return errors.New("name is empty")
 	}
 	if len(s) > maxName {
 		return fmt.Errorf("name %.20q… has %d characters, more than %d", s, len(s), maxName)
@@ -35,57 +32,11 @@ func ValidName(s string) error {
 // joined by dots.
 func ParseMeshName(s string) error {
 	if len(s) > maxMesh {
-		return fmt.Errorf("mesh name has %d characters, more than %d", len(s), maxMesh)
+		return fmt.Errorf("mesh name has %d characters, more than %d (fix: shorten it)", len(s), maxMesh)
 	}
 	for _, label := range strings.Split(s, ".") {
 		if err := ValidName(label); err != nil {
-			return fmt.Errorf("mesh name %q: %w (fix: write it like acme.example)", s, err)
-		}
-	}
-	return nil
-}
-
-// ParseLabels reads items like "function=plan".
-func ParseLabels(items []string) (Labels, error) {
-	labels := make(Labels, len(items))
-	for _, item := range items {
-		key, value, ok := strings.Cut(item, "=")
-		if !ok {
-			return nil, fmt.Errorf("label %q has no value (fix: write it like function=plan)", item)
-		}
-		if _, twice := labels[key]; twice {
-			return nil, fmt.Errorf("label %q is given twice", key)
-		}
-		labels[key] = value
-	}
-	return labels, ValidLabels(labels)
-}
-
-// ValidLabels reports what is wrong with labels: keys are names, values 1 to 63 of a-z A-Z 0-9 . _ - and begin
-// and end with a letter or digit.
-func ValidLabels(labels Labels) error {
-	if len(labels) > maxLabels {
-		return fmt.Errorf("%d labels, more than %d", len(labels), maxLabels)
-	}
-	for _, key := range slices.Sorted(maps.Keys(labels)) {
-		if err := ValidName(key); err != nil {
-			return fmt.Errorf("label key: %w", err)
-		}
-		if err := validValue(labels[key]); err != nil {
-			return fmt.Errorf("label %s: %w", key, err)
-		}
-	}
-	return nil
-}
-
-func validValue(s string) error {
-	if s == "" || len(s) > maxValue {
-		return fmt.Errorf("value %.20q must have 1 to %d characters", s, maxValue)
-	}
-	for i, c := range []byte(s) {
-		letter := isLowerOrDigit(c) || (c >= 'A' && c <= 'Z')
-		if !letter && (!strings.ContainsRune("._-", rune(c)) || i == 0 || i == len(s)-1) {
-			return fmt.Errorf("value %q may have only letters, digits and inner . _ -", s)
+			return fmt.Errorf("mesh name: %w (fix: write it like acme.example)", err)
 		}
 	}
 	return nil

@@ -42,55 +42,48 @@ type Port struct {
 	Number uint16
 }
 
+const portFix = "write it like tcp/443, tcp/6333-6334, udp/53 or icmp"
+
 // ParsePorts reads "tcp/443", "tcp/6333-6334", "udp/53" or "icmp".
 func ParsePorts(s string) (Ports, error) {
-	if s == "icmp" {
-		return Ports{Proto: ICMP}, nil
+	p, ok := parsePorts(s)
+	if !ok {
+		return Ports{}, fmt.Errorf("%.40q is no port (fix: %s)", s, portFix)
 	}
-	name, ports, _ := strings.Cut(s, "/")
-	proto := TCP
-	switch name {
-	case "tcp":
-	case "udp":
-		proto = UDP
-	default:
-		return Ports{}, portError(s)
-	}
-	first, last, isRange := strings.Cut(ports, "-")
-	if !isRange {
-		last = first
-	}
-	a, okA := parsePortNumber(first)
-	b, okB := parsePortNumber(last)
-	if !okA || !okB {
-		return Ports{}, portError(s)
-	}
-	if a > b || (isRange && a == b) {
-		return Ports{}, fmt.Errorf("port range %q does not grow", s)
-	}
-	return Ports{Proto: proto, First: a, Last: b}, nil
+	return p, nil
 }
 
 // ParsePort reads "tcp/443" or "icmp".
 func ParsePort(s string) (Port, error) {
-	p, err := ParsePorts(s)
-	if err != nil {
-		return Port{}, err
-	}
-	if p.First != p.Last {
-		return Port{}, fmt.Errorf("%q is a range where one port is wanted", s)
+	p, ok := parsePorts(s)
+	if !ok || p.First != p.Last {
+		return Port{}, fmt.Errorf("%.40q is no single port (fix: write it like tcp/443, udp/53 or icmp)", s)
 	}
 	return Port{Proto: p.Proto, Number: p.First}, nil
 }
 
-func portError(s string) error {
-	return fmt.Errorf("%.40q is no port (write it like tcp/443, tcp/6333-6334, udp/53 or icmp)", s)
+// parsePorts takes the one text that String gives for each value.
+func parsePorts(s string) (Ports, bool) {
+	if s == "icmp" {
+		return Ports{Proto: ICMP}, true
+	}
+	name, numbers, _ := strings.Cut(s, "/")
+	proto, ok := map[string]Proto{"tcp": TCP, "udp": UDP}[name]
+	first, last, isRange := strings.Cut(numbers, "-")
+	a, okA := parsePortNumber(first)
+	b := a
+	okB := true
+	if isRange {
+		b, okB = parsePortNumber(last)
+		okB = okB && a < b
+	}
+	return Ports{Proto: proto, First: a, Last: b}, ok && okA && okB
 }
 
 // parsePortNumber takes 1 to 65535 without sign or leading zero.
 func parsePortNumber(s string) (uint16, bool) {
 	n, err := strconv.ParseUint(s, 10, 16)
-	return uint16(n), err == nil && n > 0 && s[0] != '0' && s[0] != '+'
+	return uint16(n), err == nil && s[0] != '0' && s[0] != '+'
 }
 
 // Contains reports whether q is one of p.
@@ -101,7 +94,7 @@ func (p Ports) Contains(q Port) bool {
 // String is the form that ParsePorts reads.
 func (p Ports) String() string {
 	switch {
-	case p.Proto == ICMP:
+	case p == Ports{Proto: ICMP}:
 		return "icmp"
 	case p.First == p.Last:
 		return fmt.Sprintf("%s/%d", p.Proto, p.First)

@@ -13,173 +13,115 @@ import (
 type Reached struct {
 	Agent string   `json:"agent"`
 	Hops  int      `json:"hops"`  // 1 is directly
-	Via   []string `json:"via"`   // agents on the shortest way, without the two ends
-	Ports []Ports  `json:"ports"` // of the last hop
-	Rules []string `json:"rules"` // of the last hop
+	Via   []string `json:"via"`   // agents on a shortest way, in order, without the two ends
+	Ports []Ports  `json:"ports"` // that the last hop may open
+	Rules []string `json:"rules"` // that say so, sorted
 }
 
 // Reach is the blast radius of an agent: all whom it can get to at now, directly or by taking over each agent on
-// the way. Nearest first.
+// the way. Nearest first, then by name.
 func (p *Policy) Reach(agent string, agents []Agent, now time.Time) ([]Reached, error) {
-	g := p.graph(agents, now)
-	if _, ok := g.agents[agent]; !ok {
-		return nil, fmt.Errorf("there is no agent %q", agent)
+	g := newGraph(p, agents, now)
+	if _, known := g.classOf[agent]; !known {
+		return nil, fmt.Errorf("reach: there is no agent %.63q", agent)
 	}
-	way := map[string][]string{agent: nil}
+	ways := map[string][]string{agent: nil} // the agents on the way, and the agent itself unless it is the first
+	expanded := make(map[int]bool)
 	reached := []Reached{}
 	for frontier := []string{agent}; len(frontier) > 0; {
 		var next []string
 		for _, at := range frontier {
-			for _, to := range g.neighbours(at) {
-				if _, seen := way[to]; seen {
+			class := g.classOf[at]
+			if expanded[class] {
+				continue // one like it was here before, and reached all whom this one can
+			}
+			expanded[class] = true
+			for _, to := range g.neighbours(class) {
+				if _, seen := ways[to]; seen {
 					continue
 				}
-				way[to] = append(slices.Clone(way[at]), to)
-				edge := g.edge(at, to)
+				ways[to] = append(slices.Clone(ways[at]), to)
+				edge := g.edge(class, g.classOf[to])
 				reached = append(reached, Reached{
-					Agent: to, Hops: len(way[to]), Via: append([]string{}, way[at]...), Ports: edge.Ports, Rules: edge.Rules,
+					Agent: to, Hops: len(ways[to]), Via: append([]string{}, ways[at]...), Ports: edge.ports, Rules: edge.rules,
 				})
 				next = append(next, to)
 			}
 		}
+		slices.Sort(next)
 		frontier = next
 	}
-	slices.SortStableFunc(reached, func(a, b Reached) int { return cmp.Or(a.Hops-b.Hops, strings.Compare(a.Agent, b.Agent)) })
+	slices.SortFunc(reached, func(a, b Reached) int { return cmp.Or(cmp.Compare(a.Hops, b.Hops), strings.Compare(a.Agent, b.Agent)) })
 	return reached, nil
 }
 
-// Change is reachability between two agents that one policy gives and another does not.
-type Change struct {
-	From  string   `json:"from"`
-	To    string   `json:"to"`
-	Ports []Ports  `json:"ports"`
-	Rules []string `json:"rules"`
-}
-
-// Difference is reachability gained and lost.
-type Difference struct {
-	Gained []Change `json:"gained"`
-	Lost   []Change `json:"lost"`
-}
-
-// Diff compares what agents may open to each other, directly, under two policies.
-func Diff(old, new *Policy, agents []Agent, now time.Time) Difference {
-	before, after := old.graph(agents, now), new.graph(agents, now)
-	return Difference{Gained: after.without(before), Lost: before.without(after)}
-}
-
-// graph is who may open what to whom at one time.
+// graph is who may open what to whom at one time, by class.
 type graph struct {
-	agents  map[string]Agent
-	members map[string][]string // agents by segment, sorted
-	in      map[string][]string // segments by agent
-	from    map[string][]*Rule  // active rules by source segment
+	policy  *Policy
+	now     time.Time
+	classes *classifier
+	index   *ruleIndex
+	classOf map[string]int
+	members map[int][]string // agents by class
+	edges   map[[2]int]edge
 }
 
-func (p *Policy) graph(agents []Agent, now time.Time) *graph {
-	g := &graph{agents: make(map[string]Agent, len(agents)), members: make(map[string][]string), in: make(map[string][]string), from: make(map[string][]*Rule)}
-	c := NewCompiler(p, "")
+// edge is what agents of one class may open to those of another.
+type edge struct {
+	ports []Ports // union
+	rules []string
+}
+
+func newGraph(p *Policy, agents []Agent, now time.Time) *graph {
+	g := &graph{
+		policy: p, now: now, classes: newClassifier(p), index: newRuleIndex(p),
+		classOf: make(map[string]int, len(agents)), members: make(map[int][]string), edges: make(map[[2]int]edge),
+	}
 	for _, a := range agents {
-		g.agents[a.Name] = a
-		for _, i := range c.segmentsOf(a) {
-			name := p.Segments[i].Name
-			g.members[name] = append(g.members[name], a.Name)
-			g.in[a.Name] = append(g.in[a.Name], name)
+		if _, twice := g.classOf[a.Name]; twice {
+			continue
 		}
-	}
-	for name := range g.members {
-		slices.Sort(g.members[name])
-	}
-	for i := range p.Rules {
-		if r := &p.Rules[i]; r.activeAt(now) {
-			g.from[r.From] = append(g.from[r.From], r)
-		}
+		class := g.classes.class(a.Labels)
+		g.classOf[a.Name] = class
+		g.members[class] = append(g.members[class], a.Name)
 	}
 	return g
 }
 
-// neighbours are the agents to whom at may open anything, sorted.
-func (g *graph) neighbours(at string) []string {
-	set := make(map[string]bool)
-	for _, s := range g.in[at] {
-		for _, r := range g.from[s] {
-			for _, to := range g.members[r.To] {
-				if to != at {
-					set[to] = true
-				}
-			}
-		}
+// edge works out what from may open to to, once.
+func (g *graph) edge(from, to int) edge {
+	if e, known := g.edges[[2]int{from, to}]; known {
+		return e
 	}
-	return slices.Sorted(maps.Keys(set))
+	e := edge{ports: []Ports{}, rules: []string{}}
+	for _, r := range g.rules(from, to) {
+		e.ports = append(e.ports, r.Allow...)
+		e.rules = append(e.rules, r.Name)
+	}
+	slices.Sort(e.rules)
+	e.ports = union(e.ports)
+	g.edges[[2]int{from, to}] = e
+	return e
 }
 
-// edge is what from may open to to: the fewest ranges, and the rules that say so.
-func (g *graph) edge(from, to string) Change {
-	change := Change{From: from, To: to, Ports: []Ports{}, Rules: []string{}}
-	for _, s := range g.in[from] {
-		for _, r := range g.from[s] {
-			if slices.Contains(g.in[to], r.To) {
-				change.Ports = append(change.Ports, r.Allow...)
-				change.Rules = append(change.Rules, r.Name)
-			}
+// rules are the active ones from one class to another.
+func (g *graph) rules(from, to int) (rules []*Rule) {
+	for _, i := range g.index.between(g.classes.segments[from], g.classes.segments[to]) {
+		if r := &g.policy.Rules[i]; r.activeAt(g.now) {
+			rules = append(rules, r)
 		}
 	}
-	slices.Sort(change.Rules)
-	change.Ports = union(change.Ports)
-	return change
+	return rules
 }
 
-// without is what g has and other has not.
-func (g *graph) without(other *graph) []Change {
-	changes := []Change{}
-	for _, from := range slices.Sorted(maps.Keys(g.agents)) {
-		for _, to := range g.neighbours(from) {
-			mine := g.edge(from, to)
-			if mine.Ports = subtract(mine.Ports, other.edge(from, to).Ports); len(mine.Ports) > 0 {
-				changes = append(changes, mine)
-			}
+// neighbours are the agents to whom one of class may open anything, sorted; itself may be among them.
+func (g *graph) neighbours(class int) []string {
+	var names []string
+	for _, to := range slices.Sorted(maps.Keys(g.members)) {
+		if len(g.edge(class, to).ports) > 0 {
+			names = append(names, g.members[to]...)
 		}
 	}
-	return changes
-}
-
-// union sorts ranges and joins those that touch.
-func union(ports []Ports) []Ports {
-	sorted := slices.SortedFunc(slices.Values(ports), func(a, b Ports) int {
-		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
-	})
-	out := []Ports{}
-	for _, p := range sorted {
-		if n := len(out); n > 0 && out[n-1].Proto == p.Proto && int(p.First) <= int(out[n-1].Last)+1 {
-			out[n-1].Last = max(out[n-1].Last, p.Last)
-		} else {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
-// subtract is a without b. Both are unions.
-func subtract(a, b []Ports) []Ports {
-	out := []Ports{}
-	for _, p := range a {
-		first, done := int(p.First), false
-		for _, q := range b {
-			if q.Proto != p.Proto || int(q.Last) < first || q.First > p.Last {
-				continue
-			}
-			if int(q.First) > first {
-				out = append(out, Ports{p.Proto, uint16(first), q.First - 1})
-			}
-			if q.Last >= p.Last {
-				done = true
-				break
-			}
-			first = int(q.Last) + 1
-		}
-		if !done {
-			out = append(out, Ports{p.Proto, uint16(first), p.Last})
-		}
-	}
-	return out
+	slices.Sort(names)
+	return names
 }

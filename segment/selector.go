@@ -11,7 +11,7 @@ import (
 // DefaultScale orders sensitivities, lowest first, where a policy gives no scale.
 var DefaultScale = []string{"public", "internal", "confidential", "restricted"}
 
-// Selector chooses agents: each of its label keys must be met.
+// Selector chooses agents: they have each of its label keys, and meet its condition.
 type Selector map[string]Condition
 
 // Condition is what a label must be: one of Values or, for sensitivity, below or above the one value as Op says.
@@ -21,16 +21,16 @@ type Condition struct {
 	Values []string
 }
 
-// ParseCondition reads the text form of one value.
+var operators = []string{"<", "<=", ">", ">="}
+
+// ParseCondition reads the text form of one value or bound.
 func ParseCondition(s string) (Condition, error) {
 	value := strings.TrimLeft(s, "<>=")
 	op := s[:len(s)-len(value)]
-	value = strings.TrimSpace(value)
-	switch op {
-	case "", "<", "<=", ">", ">=":
-	default:
-		return Condition{}, fmt.Errorf("%.40q has the unknown comparison %q", s, op)
+	if op != "" && !slices.Contains(operators, op) {
+		return Condition{}, fmt.Errorf("%.40q has the unknown comparison %.10q", s, op)
 	}
+	value = strings.TrimSpace(value)
 	if err := validValue(value); err != nil {
 		return Condition{}, err
 	}
@@ -55,13 +55,14 @@ func (c *Condition) UnmarshalJSON(b []byte) error {
 	}
 	var many []string
 	if err := json.Unmarshal(b, &many); err != nil {
-		return fmt.Errorf("a label's condition is a value or a list of values: %w", err)
+		return fmt.Errorf("read condition: %w (fix: %s)", err, conditionFix)
 	}
 	*c = Condition{Values: many}
 	return nil
 }
 
-// Matches reports whether labels meet every condition. Sensitivities compare by their place in scale.
+// Matches reports whether labels meet every condition. Sensitivities compare by their place in scale; an agent
+// without one meets no condition on it.
 func (s Selector) Matches(labels Labels, scale []string) bool {
 	for key, c := range s {
 		value, ok := labels[key]
@@ -76,6 +77,9 @@ func (c Condition) met(value string, scale []string) bool {
 	if c.Op == "" {
 		return slices.Contains(c.Values, value)
 	}
+	if len(c.Values) != 1 {
+		return false
+	}
 	have, bound := slices.Index(scale, value), slices.Index(scale, c.Values[0])
 	if have < 0 || bound < 0 {
 		return false
@@ -87,24 +91,26 @@ func (c Condition) met(value string, scale []string) bool {
 		return have <= bound
 	case ">":
 		return have > bound
-	default:
+	case ">=":
 		return have >= bound
+	default:
+		return false
 	}
 }
 
-// levels are the places in scale that agents of this selector can have; -1 is an agent without one.
-func (s Selector) levels(scale []string) []int {
-	c, ok := s[LabelSensitivity]
-	var out []int
-	if !ok {
-		out = append(out, -1)
+// levels are the sensitivities that agents of this selector can have.
+func (s Selector) levels(scale []string) []string {
+	c, bounded := s[LabelSensitivity]
+	if !bounded {
+		return append([]string{"without sensitivity"}, scale...)
 	}
-	for i, level := range scale {
-		if !ok || c.met(level, scale) {
-			out = append(out, i)
+	var levels []string
+	for _, level := range scale {
+		if c.met(level, scale) {
+			levels = append(levels, level)
 		}
 	}
-	return out
+	return levels
 }
 
 // keys are the label keys in order.

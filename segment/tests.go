@@ -34,7 +34,7 @@ func (p *Policy) runTest(t Test, agents map[string]Agent, now time.Time) TestRes
 		name := strings.TrimPrefix(end, "agent/")
 		agent, ok := agents[name]
 		if !ok {
-			result.Detail = fmt.Sprintf("there is no agent %q", name)
+			result.Detail = fmt.Sprintf("there is no agent %q (fix: correct the name, or enrol it first)", name)
 			return result
 		}
 		ends[i] = agent
@@ -42,7 +42,7 @@ func (p *Policy) runTest(t Test, agents map[string]Agent, now time.Time) TestRes
 	e := p.Explain(ends[0], ends[1], t.Port, now)
 	result.Got, result.Pass = e.Verdict, e.Verdict == t.Expect
 	if !result.Pass {
-		result.Detail = strings.Join(append([]string{e.Reason}, e.Missing...), "; ")
+		result.Detail = e.Reason
 	}
 	return result
 }

@@ -46,7 +46,7 @@ func (a *app) newAgentShow() *cobra.Command {
 				t.row("Addresses:", list(agent.Addresses))
 				t.row("Labels:", labels(agent.Labels))
 				t.row("Segments:", list(agent.Segments))
-				t.row("Certificate:", "until "+when(agent.Expires))
+				t.row("Certificate:", until(agent.Expires))
 				t.row("Revoked:", when(agent.Revoked))
 			})
 		},

@@ -64,12 +64,12 @@ func showDifference(t *table, d segment.Difference) {
 	if len(d.Gained)+len(d.Lost) == 0 {
 		return
 	}
-	t.row("", "FROM", "TO", "PORTS", "RULES")
+	t.row("FLOWS", "FROM", "TO", "PORTS", "RULES")
 	for _, g := range d.Gained {
-		t.row("+", g.From, g.To, list(g.Ports), list(g.Rules))
+		t.row("gained", g.From, g.To, list(g.Ports), list(g.Rules))
 	}
 	for _, l := range d.Lost {
-		t.row("-", l.From, l.To, list(l.Ports), list(l.Rules))
+		t.row("lost", l.From, l.To, list(l.Ports), list(l.Rules))
 	}
 }
 

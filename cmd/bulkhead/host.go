@@ -41,7 +41,7 @@ func (a *app) newHostShow() *cobra.Command {
 				t.row("Control:", yes(h.Control))
 				t.row("Agents:", list(h.Agents))
 				t.row("Joined:", when(h.Joined))
-				t.row("Certificate:", "until "+when(h.Expires))
+				t.row("Certificate:", until(h.Expires))
 				t.row("Revoked:", when(h.Revoked))
 			})
 		},

@@ -13,10 +13,9 @@ import (
 
 // hostFlags are what init and join ask about this machine.
 type hostFlags struct {
-	name      string
-	agent     string
-	labels    []string
-	advertise []string
+	name   string
+	agent  string
+	labels []string
 }
 
 func (f *hostFlags) define(c *cobra.Command) {
@@ -24,8 +23,7 @@ func (f *hostFlags) define(c *cobra.Command) {
 	flags.StringVar(&f.name, "name", "", "`name` of this host (default: its host name)")
 	flags.StringVar(&f.agent, "agent", "", "`name` of the agent on this host; without it the host reaches nothing")
 	flags.StringArrayVar(&f.labels, "label", nil, "`key=value` of the agent, like function=plan; may be repeated")
-	flags.StringSliceVar(&f.advertise, "advertise", nil, "`addresses` at which others reach this host, with or without port (default: its own)")
-	defineSettings(flags, "interface", "listen", "control-listen")
+	defineSettings(flags, "advertise")
 }
 
 func (f *hostFlags) agents() ([]daemon.AgentSpec, error) {
@@ -58,14 +56,6 @@ func (f *hostFlags) hostName() (string, error) {
 	return name, nil
 }
 
-// advertised are the addresses given by flag, or else by the configuration.
-func (f *hostFlags) advertised(cfg daemon.Config) []string {
-	if len(f.advertise) > 0 {
-		return f.advertise
-	}
-	return cfg.Advertise
-}
-
 func (a *app) newInit() *cobra.Command {
 	var mesh string
 	var host hostFlags
@@ -93,7 +83,7 @@ host's certificate and an operator credential. An existing mesh is never overwri
 				return err
 			}
 			founded, err := daemon.Init(c.Context(), daemon.InitOptions{Config: cfg, Mesh: mesh, Name: name,
-				Advertise: host.advertised(cfg), Agents: agents})
+				Advertise: cfg.Advertise, Agents: agents})
 			if err != nil {
 				return err
 			}

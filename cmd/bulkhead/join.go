@@ -44,7 +44,7 @@ keeps it out of the list of processes. Then run the daemon.`,
 				token = strings.TrimSpace(string(data))
 			}
 			joined, err := daemon.Join(c.Context(), daemon.JoinOptions{Config: cfg, Token: token, Name: name,
-				Advertise: host.advertised(cfg), Agents: agents})
+				Advertise: cfg.Advertise, Agents: agents})
 			if err != nil {
 				return err
 			}

@@ -21,7 +21,7 @@ const (
 )
 
 func (a *app) checkFormat(c *cobra.Command) error {
-	if value, ok := os.LookupEnv("BULKHEAD_OUTPUT"); ok && !c.Flags().Changed("output") {
+	if value := os.Getenv("BULKHEAD_OUTPUT"); value != "" && !c.Flags().Changed("output") {
 		a.format = value
 	}
 	if a.json {
@@ -112,6 +112,14 @@ func when(t *time.Time) string {
 		return "-"
 	}
 	return t.UTC().Format("2006-01-02 15:04:05Z")
+}
+
+// until prints the end of a certificate; a dash if this host does not know it.
+func until(t *time.Time) string {
+	if t == nil || t.IsZero() {
+		return "-"
+	}
+	return "until " + when(t)
 }
 
 // age prints a number of seconds in at most two units.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -74,7 +73,7 @@ func (a *app) newPolicyDiff() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "diff -f FILE",
 		Short:   "Flows that applying a policy would allow and withdraw",
-		Long:    "Show the flows between agents that applying a document would allow (+) and withdraw (-), against the policy in force.",
+		Long:    "Show the flows between agents that applying a document would allow (gained) and withdraw (lost), against the policy in force.",
 		Example: "  bulkhead policy diff -f policy.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -112,7 +111,7 @@ func (a *app) checkDocument(c *cobra.Command, file string) (api.Check, error) {
 
 func showCheck(t *table, check api.Check) {
 	for _, p := range check.Problems {
-		t.line("%s", problemLine(p))
+		t.line("%s", p)
 	}
 	if len(check.Problems) > 0 {
 		return
@@ -139,17 +138,6 @@ func checkVerdict(check api.Check) error {
 		return verdict{exitTestsFailed}
 	}
 	return nil
-}
-
-func problemLine(p segment.Problem) string {
-	line := fmt.Sprintf("%s: %s", p.Field, p.Message)
-	if p.Line > 0 {
-		line = fmt.Sprintf("line %d: %s", p.Line, line)
-	}
-	if p.Fix != "" {
-		line += " (fix: " + p.Fix + ")"
-	}
-	return line
 }
 
 // problems is the error of a document that cannot be compared.

@@ -55,7 +55,7 @@ func (a *app) complain(command *cobra.Command, err error) {
 	if _, ok := errors.AsType[verdict](err); ok {
 		return
 	}
-	fmt.Fprintf(a.err, "bulkhead: %v\n", err)
+	fmt.Fprintf(a.err, "bulkhead: %s\n", printable(err.Error()))
 	if _, ok := errors.AsType[usageError](err); ok {
 		fmt.Fprintf(a.err, "See `%s --help`.\n", command.CommandPath())
 	}
@@ -77,11 +77,11 @@ See what is:      bulkhead status, bulkhead policy explain agent/a agent/b tcp/4
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	flags := root.PersistentFlags()
-	flags.StringVarP(&a.format, "output", "o", "table", "`format` of the answer: table, json or yaml")
+	flags.StringVarP(&a.format, "output", "o", "table", "`format` of the answer: table, json or yaml (or $BULKHEAD_OUTPUT)")
 	flags.BoolVar(&a.json, "json", false, "same as --output json")
-	flags.StringVar(&a.configPath, "config", "", "configuration `file` (default "+daemon.DefaultConfigPath+", if there is one)")
-	flags.StringVar(&a.server, "server", "", "`address` of control, like 192.0.2.1:7443, instead of the local socket")
-	flags.StringVar(&a.credential, "credential", "", "`file` with an operator certificate and key, or with an API token")
+	flags.StringVar(&a.configPath, "config", "", "configuration `file` (or $BULKHEAD_CONFIG; default "+daemon.DefaultConfigPath+", if there is one)")
+	flags.StringVar(&a.server, "server", "", "`address` of control, like 192.0.2.1:7443, instead of the local socket (or $BULKHEAD_SERVER)")
+	flags.StringVar(&a.credential, "credential", "", "`file` with an operator certificate and key, or with an API token (or $BULKHEAD_CREDENTIAL)")
 	defineSettings(flags, "state-dir", "socket")
 
 	root.AddGroup(

@@ -28,8 +28,8 @@ var settings = []setting{
 	{"metrics-listen", "TCP `address` of the metrics; empty: none", text(func(c *daemon.Config) *string { return &c.MetricsListen })},
 	{"log-level", "debug, info, warn or error", text(func(c *daemon.Config) *string { return &c.LogLevel })},
 	{"log-format", "auto, text or json", text(func(c *daemon.Config) *string { return &c.LogFormat })},
-	{"advertise", "`addresses` at which others reach this host, separated by commas", func(c *daemon.Config, value string) error {
-		c.Advertise = strings.Split(value, ",")
+	{"advertise", "`addresses` at which others reach this host, with or without port, separated by commas (default: its own)", func(c *daemon.Config, value string) error {
+		c.Advertise = strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })
 		return nil
 	}},
 }
@@ -81,7 +81,7 @@ func (a *app) config(c *cobra.Command) (daemon.Config, error) {
 		})
 	}
 	for _, s := range settings {
-		if value, ok := os.LookupEnv(s.env()); ok {
+		if value := os.Getenv(s.env()); value != "" {
 			override(s, s.env(), value)
 		}
 	}

@@ -38,7 +38,7 @@ func showStatus(t *table, s api.Status) {
 	}
 	t.row("Policy:", policy)
 	t.row("Hosts:", fmt.Sprintf("%d alive of %d", s.Hosts.Alive, s.Hosts.Known))
-	t.row("Certificate:", "until "+when(&s.CertificateExpires))
+	t.row("Certificate:", until(&s.CertificateExpires))
 	if s.Control != nil {
 		t.row("Control:", fmt.Sprintf("%s, policy version %d", s.Control.Listen, s.Control.Version))
 	}

@@ -30,6 +30,8 @@ const (
 	contentJSON  = "application/json"
 	contentYAML  = "application/yaml"
 	maxEventLine = 64 << 10
+
+	enrollAttempts = 30
 )
 
 // DialOptions say where the API is: on a local socket, or on TCP with a credential.
@@ -269,10 +271,7 @@ func enroll(ctx context.Context, token authority.Token, r authority.EnrollReques
 	r.TokenID, r.Secret = token.ID, token.Secret
 	var failed []error
 	for _, address := range token.Addresses {
-		c := dialTLS(address, a, nil, "", now)
-		r.Time = now()
-		e, err := change[*Enrolled](ctx, c, http.MethodPost, enrollPath, 0, r)
-		c.Close()
+		e, err := enrollAt(ctx, dialTLS(address, a, nil, "", now), r, now)
 		if err == nil {
 			return e, nil
 		}
@@ -282,4 +281,23 @@ func enroll(ctx context.Context, token authority.Token, r authority.EnrollReques
 		}
 	}
 	return nil, errors.Join(failed...)
+}
+
+// enrollAt asks one control host, again for a while if that has too much to do.
+func enrollAt(ctx context.Context, c *Client, r authority.EnrollRequest, now func() time.Time) (*Enrolled, error) {
+	defer c.Close()
+	for attempt := 1; ; attempt++ {
+		r.Time = now()
+		e, err := change[*Enrolled](ctx, c, http.MethodPost, enrollPath, 0, r)
+		if p, ok := errors.AsType[*Problem](err); !ok || p.Code != CodeRateLimited || attempt == enrollAttempts {
+			return e, err
+		}
+		pause := time.NewTimer(time.Second)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return nil, c.failure(ctx.Err())
+		}
+	}
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/sse"
@@ -26,7 +27,8 @@ func (s *Server) registerEvents() {
 	})
 }
 
-// takeStream bounds how many streams run at once.
+// takeStream bounds how many streams run at once, and lets them last: the time limit of reading a request would
+// end them.
 func (s *Server) takeStream(ctx huma.Context, next func(huma.Context)) {
 	release := s.streams.take(callerOf(ctx.Context()).Name)
 	if release == nil {
@@ -36,5 +38,8 @@ func (s *Server) takeStream(ctx huma.Context, next func(huma.Context)) {
 		return
 	}
 	defer release()
+	if err := ctx.SetReadDeadline(time.Time{}); err != nil {
+		s.log.WarnContext(ctx.Context(), "open event stream", "error", err)
+	}
 	next(ctx)
 }

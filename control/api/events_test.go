@@ -6,7 +6,10 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -78,4 +81,69 @@ func TestEventStreamsAreBounded(t *testing.T) {
 			t.Errorf("Events = %v, want nil on cancellation", err)
 		}
 	}
+}
+
+// pipes is a listener whose connections are in memory.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	close  sync.Once
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error   { p.close.Do(func() { close(p.closed) }); return nil }
+func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+func (p *pipes) dial(context.Context, string, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	p.conns <- server
+	return client, nil
+}
+
+// A stream outlives the timeouts that other requests have, however seldom something happens.
+func TestEventStreamsLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		local := &fakeLocal{events: make(chan Event)}
+		listener := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() {
+			served <- Serve(ctx, listener, New(Options{Local: local}).Socket(func(*http.Request) authority.Principal { return root }), quiet)
+		}()
+		transport := &http.Transport{DialContext: listener.dial}
+		client := &Client{base: "http://local", http: &http.Client{Transport: transport}}
+		happening := make(chan struct{})
+		go func() {
+			defer close(happening)
+			for range 3 {
+				time.Sleep(time.Hour)
+				local.events <- Event{Kind: EventHostAlive}
+			}
+		}()
+		seen := 0
+		err := client.Events(ctx, func(Event) error {
+			if seen++; seen == 4 {
+				return errEnough
+			}
+			return nil
+		})
+		if !errors.Is(err, errEnough) {
+			t.Errorf("Events = %v after %d events", err, seen)
+			stop()
+		}
+		<-happening
+		stop()
+		if err := <-served; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+		transport.CloseIdleConnections()
+	})
 }

@@ -34,7 +34,7 @@ const (
 // What one principal, one unauthenticated source, and all unauthenticated sources together may ask.
 const (
 	memberRate, memberBurst     = 100, 400
-	strangerRate, strangerBurst = 2, 20
+	strangerRate, strangerBurst = 5, 50
 	crowdRate, crowdBurst       = 50, 200
 )
 

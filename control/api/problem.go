@@ -56,10 +56,7 @@ func (p *Problem) Error() string {
 		if strings.Contains(p.Detail, problem.Message) {
 			continue
 		}
-		fmt.Fprintf(&b, "\n  line %d: %s: %s", problem.Line, problem.Field, problem.Message)
-		if problem.Fix != "" {
-			b.WriteString(" (fix: " + problem.Fix + ")")
-		}
+		b.WriteString("\n  " + problem.String())
 	}
 	for _, t := range p.Tests {
 		if !t.Pass {

@@ -102,11 +102,6 @@ func (a *accusations) done(host string) {
 // work checks accusations until ctx ends.
 func (a *accusations) work(ctx context.Context, check func(accusation)) error {
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.wake:
-		}
 		for ctx.Err() == nil {
 			c, ok := a.next()
 			if !ok {
@@ -114,6 +109,11 @@ func (a *accusations) work(ctx context.Context, check func(accusation)) error {
 			}
 			check(c)
 			a.done(c.host)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
 		}
 	}
 }

@@ -252,7 +252,7 @@ func TestHostileStreams(t *testing.T) {
 			append([]byte{byte(encryptType)}, make([]byte, 4096)...),
 			[]byte(strings.Repeat("\x06", 1<<20)),
 		} {
-			s, err := x.node.Open(t.Context(), "a", overlay.KindGossip)
+			s, err := x.node.Open(m.t.Context(), "a", overlay.KindGossip)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -297,7 +297,7 @@ func TestStreamsPerHostAreBounded(t *testing.T) {
 	inMesh(t, func(m *mesh) {
 		x := m.withInsiders([]string{"a", "b"}, []string{"x"})[0]
 		for range 20 { // that say nothing
-			if _, err := x.node.Open(t.Context(), "a", overlay.KindGossip); err != nil {
+			if _, err := x.node.Open(m.t.Context(), "a", overlay.KindGossip); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/overlaytest"
+	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
 var fuzzSenders = []string{"ann", "bob", "mallory", "eve", "me"}
@@ -142,7 +143,7 @@ func FuzzInspectPacket(f *testing.F) {
 			}
 		}
 		for _, u := range found.unknown {
-			if in.isKnown(u.host) || u.host == "" || len(u.host) > maxName {
+			if in.isKnown(u.host) || segment.ValidName(u.host) != nil {
 				t.Fatalf("%q is reported as unknown", u.host)
 			}
 		}

@@ -115,8 +115,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	shutdownErr := members.Shutdown()
 	t.conns.Wait()
 	err = tasks.Wait()
-	g.notices.leaveAll()
-	g.notices.deliver()
+	g.notices.reset()
 	if err == nil {
 		err = shutdownErr
 	}

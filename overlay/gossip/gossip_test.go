@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,6 +154,21 @@ func TestForgottenHostIsGoneAndMayReturn(t *testing.T) {
 		m.eventually(time.Second, "a is told that c is gone", func() bool { return len(a.Alive()) == 1 && a.wasTold("-c") })
 		a.learn("c")
 		m.eventually(time.Minute, "c is back", func() bool { return m.complete("a", "b", "c") })
+	})
+}
+
+func TestRunAgain(t *testing.T) {
+	inMesh(t, func(m *mesh) {
+		m.startAll("a", "b")
+		a := m.hosts["a"]
+		m.stop("a")
+		if got := a.Alive(); len(got) > 0 {
+			t.Errorf("sees %v while stopped", got)
+		}
+		ctx, stop := context.WithCancel(m.t.Context())
+		a.stop, m.hosts["a"] = stop, a
+		go func() { a.done <- a.Run(ctx) }()
+		m.eventually(time.Minute, "they see each other again", func() bool { return m.complete("a", "b") })
 	})
 }
 

@@ -9,12 +9,12 @@ import (
 	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
+	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
 const (
 	// Every host has the same port and an address made of its name, so addresses carry no information.
 	gossipPort = 7946
-	maxName    = 63   // bytes of a host name
 	maxPacket  = 1400 // bytes; ours are at most 1100
 
 	// Incarnations follow the clock: a host starts with the Unix time in seconds. So an upper bound that
@@ -251,7 +251,7 @@ func (in *inspector) dead(m *dead, from string) reason {
 
 func (in *inspector) alive(m *alive) reason {
 	switch {
-	case m.Node == "" || len(m.Node) > maxName:
+	case segment.ValidName(m.Node) != nil:
 		return reasonMalformed
 	case !slices.Equal(m.Addr, address(m.Node)) || m.Port != gossipPort:
 		return reasonAddress

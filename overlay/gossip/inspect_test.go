@@ -104,6 +104,7 @@ var attacks = []struct {
 	{"truncated compound", "bob", compound(mustEncode(nackType, &nack{7}))[:8], reasonMalformed},
 	{"compound with a rest", "bob", append(compound(mustEncode(nackType, &nack{7})), 0), reasonMalformed},
 	{"many parts", "bob", compound(slices.Repeat([][]byte{{byte(nackType)}}, maxParts+1)...), reasonMalformed},
+	{"compound of nothing", "bob", compound(), reasonMalformed},
 	{"empty part", "bob", compound(nil), reasonMalformed},
 	{"rest after a message", "bob", append(mustEncode(nackType, &nack{7}), 0), reasonMalformed},
 	{"string of 4 GiB", "mallory", []byte("\x04\x81\xdb\xff\xff\xff\xff"), reasonMalformed},

@@ -80,11 +80,6 @@ func (j *joins) done(host string) {
 // work joins hosts until ctx ends.
 func (j *joins) work(ctx context.Context, join func(host string)) error {
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-j.wake:
-		}
 		for ctx.Err() == nil {
 			host, ok := j.next()
 			if !ok {
@@ -92,6 +87,11 @@ func (j *joins) work(ctx context.Context, join func(host string)) error {
 			}
 			join(host)
 			j.done(host)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-j.wake:
 		}
 	}
 }

@@ -78,14 +78,13 @@ func (n *notices) mention(host, from string) {
 	n.wakeUp()
 }
 
-// leaveAll forgets all members when memberlist ends; the owner hears of it with the next deliver.
-func (n *notices) leaveAll() {
+// reset forgets all members when memberlist ends. The owner, who ended it, is not told.
+func (n *notices) reset() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for host := range n.members {
-		n.markLocked(host, false)
-	}
 	clear(n.members)
+	clear(n.told)
+	clear(n.changed)
 }
 
 func (n *notices) markLocked(host string, hint bool) {

@@ -218,7 +218,7 @@ func split(b []byte) ([][]byte, error) {
 	if messageType(b[0]) != compoundType {
 		return [][]byte{b}, nil
 	}
-	if len(b) < 2 || b[1] > maxParts || len(b) < 2+2*int(b[1]) {
+	if len(b) < 2 || b[1] == 0 || b[1] > maxParts || len(b) < 2+2*int(b[1]) {
 		return nil, errMalformed
 	}
 	n := int(b[1])

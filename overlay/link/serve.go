@@ -34,21 +34,19 @@ func (l *Link) receiveDatagrams(c *connection) {
 		if err != nil {
 			return
 		}
-		handle := l.datagramHandler(datagram)
-		if handle == nil {
-			l.counters.unknownKind.Add(1)
-			continue
-		}
-		handle(c.host, datagram[1:])
+		l.deliver(c.host, datagram)
 	}
 }
 
-// datagramHandler is nil for what has no kind or one that nobody handles.
-func (l *Link) datagramHandler(datagram []byte) func(host string, payload []byte) {
-	if len(datagram) == 0 {
-		return nil
+// deliver counts what has no kind or one that nobody handles.
+func (l *Link) deliver(host string, datagram []byte) {
+	if len(datagram) > 0 {
+		if handle := l.datagrams[overlay.Kind(datagram[0])]; handle != nil {
+			handle(host, datagram[1:])
+			return
+		}
 	}
-	return l.datagrams[overlay.Kind(datagram[0])]
+	l.counters.unknownKind.Add(1)
 }
 
 // acceptStreams starts a handler for each stream, at most maxStreams at a time. QUIC's own limit does

@@ -28,6 +28,7 @@ func (l *Link) clientTLS(want string) *tls.Config {
 	return identity.ClientTLS(l.options.Certificate, func(chain [][]byte) error {
 		host, err := l.verify(chain)
 		if err == nil && want != "" && host != want {
+			l.counters.refusedPeers.Add(1)
 			return fmt.Errorf("certificate is of host %q, not of %q", host, want)
 		}
 		return err
@@ -74,7 +75,7 @@ func publicKey(c *tls.Certificate) (interface{ Equal(crypto.PublicKey) bool }, b
 	return key, ok
 }
 
-// chainOf is what the peer of a connection has proven to hold.
+// chainOf is what the peer of a connection has proven to hold, leaf first.
 func chainOf(conn *quic.Conn) [][]byte {
 	certificates := conn.ConnectionState().TLS.PeerCertificates
 	chain := make([][]byte, len(certificates))

@@ -98,7 +98,7 @@ func check(e *dsse.Envelope, key ed25519.PublicKey) error {
 		return err
 	}
 	if _, err := v.Verify(context.Background(), e); err != nil {
-		return fmt.Errorf("%w: %w", ErrSignature, err)
+		return ErrSignature // the cause only counts signatures
 	}
 	return nil
 }

@@ -42,25 +42,18 @@ func Open(path string, timeout time.Duration) (*Store, error) {
 			return nil, classify("create store", err)
 		}
 	}
-	db, err := open(path, timeout)
+	if err := whole(path, timeout); err != nil {
+		return nil, classify("open store", err)
+	}
+	db, err := open(path, &bbolt.Options{Timeout: timeout, FreelistType: bbolt.FreelistMapType})
 	if err != nil {
 		return nil, classify("open store", err)
 	}
 	s := &Store{db: db}
 	if err := s.check(); err != nil {
-		return nil, errors.Join(fmt.Errorf("check store: %w: %w", ErrCorrupt, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("check store: %w", err), s.Close())
 	}
 	return s, nil
-}
-
-// open turns a panic of bbolt over a damaged file into an error.
-func open(path string, timeout time.Duration) (db *bbolt.DB, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrCorrupt, r)
-		}
-	}()
-	return bbolt.Open(path, 0o600, &bbolt.Options{Timeout: timeout, FreelistType: bbolt.FreelistMapType})
 }
 
 // create makes an empty store under another name first: bbolt may leave a damaged file when power fails
@@ -98,30 +91,6 @@ func removeIfThere(path string) error {
 		return err
 	}
 	return nil
-}
-
-// check walks the whole file: its pages, and the checksum of every value.
-func (s *Store) check() (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%v", r)
-		}
-	}()
-	return s.db.View(func(tx *bbolt.Tx) error {
-		var faults error
-		for fault := range tx.Check() { // to its end: the channel's sender waits for us
-			faults = errors.Join(faults, fault)
-		}
-		if faults != nil {
-			return faults
-		}
-		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
-			return b.ForEach(func(key, value []byte) error {
-				_, err := unseal(string(name), string(key), value)
-				return err
-			})
-		})
-	})
 }
 
 // Update runs fn in a transaction. When Update returns nil, what fn put is on disk; otherwise nothing changed.
