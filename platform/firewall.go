@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
@@ -183,7 +184,7 @@ func (f *Firewall) converge(ctx context.Context, want sets) error {
 	if err := f.runIpset(ctx, plan.change(now)); err != nil {
 		return err
 	}
-	if rules := want.wideRanges(); f.state.stale || !equalRanges(rules, f.state.rules) {
+	if rules := want.wideRanges(); f.state.stale || !slices.Equal(rules, f.state.rules) {
 		if err := f.writeRules(ctx, rules); err != nil {
 			return err
 		}

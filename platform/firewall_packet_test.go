@@ -147,25 +147,24 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 	for _, c := range []struct {
 		from     space
 		src, dst string
+		reason   string
 	}{
-		{w.there, "10.201.0.3", "10.201.0.1"}, // another agent's address
-		{w.there, "fd00:bd::3", "fd00:bd::1"},
-		{w.there, "192.0.2.1", "10.201.0.1"}, // not of the overlay
-		{w.here, "10.201.0.9", "10.201.0.2"}, // not an agent's here
-		{w.here, "fd00:bd::9", "fd00:bd::2"},
+		{w.there, "10.201.0.3", "10.201.0.1", dropIn}, // another agent's address
+		{w.there, "fd00:bd::3", "fd00:bd::1", dropIn},
+		{w.there, "192.0.2.1", "10.201.0.1", dropSpoofed}, // not of the overlay
+		{w.here, "10.201.0.9", "10.201.0.2", dropSpoofed}, // not an agent's here
+		{w.here, "fd00:bd::9", "fd00:bd::2", dropSpoofed},
 	} {
+		before := w.drops(t)[c.reason]
 		if !blocked(c.from, netip.MustParseAddr(c.src), netip.MustParseAddr(c.dst), 443) {
 			t.Errorf("%s reaches %s", c.src, c.dst)
+		}
+		if after := w.drops(t); after[c.reason] == before {
+			t.Errorf("%s to %s is not counted as %s: %v", c.src, c.dst, c.reason, after)
 		}
 	}
 	if !passes(w.there, there4, here4, 443) {
 		t.Error("the agent itself does not pass")
-	}
-	drops := w.drops(t)
-	for _, reason := range []string{dropSpoofed, dropIn} {
-		if drops[reason] == 0 {
-			t.Errorf("no packet counted as %s: %v", reason, drops)
-		}
 	}
 }
 
@@ -337,7 +336,7 @@ func TestAServiceOpensNothing(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		w := newWorld(t)
 		w.fence(t)
-		w.apply(t, append(grant(overlay.In, protoUDP, 443, 443), grant(overlay.Out, protoUDP, 5000, 9000)...)...)
+		w.apply(t, append(grant(overlay.In, protoUDP, 443, 443), append(grant(overlay.Out, protoUDP, 53, 53), append(grant(overlay.Out, protoUDP, 5000, 9000), grant(overlay.In, protoUDP, 10000, 20000)...)...)...)...)
 		local, remote := here4, there4
 		if v6 {
 			local, remote = here6, there6
@@ -353,7 +352,9 @@ func TestAServiceOpensNothing(t *testing.T) {
 		}
 		for _, c := range []struct{ from, to net.PacketConn }{
 			{listen(w.here, local, 443), listen(w.there, remote, 40000)},
-			{listen(w.there, remote, 5001), listen(w.here, local, 40000)},
+			{listen(w.here, local, 10001), listen(w.there, remote, 40001)},
+			{listen(w.there, remote, 53), listen(w.here, local, 40000)},
+			{listen(w.there, remote, 5001), listen(w.here, local, 40001)},
 		} {
 			c.from.WriteTo([]byte("unasked"), c.to.LocalAddr()) // here it is refused, there it is not
 			c.to.SetReadDeadline(time.Now().Add(unexpected))
@@ -375,6 +376,73 @@ func TestAServiceOpensNothing(t *testing.T) {
 			if _, _, err := c.to.ReadFrom(make([]byte, 16)); err != nil {
 				t.Errorf("no answer: %v", err)
 			}
+		}
+	}
+}
+
+func TestErrorsOfAllowedFlowsPass(t *testing.T) {
+	w := newWorld(t)
+	w.fence(t)
+	w.apply(t, append(grant(overlay.In, protoUDP, 777, 777), grant(overlay.Out, protoUDP, 777, 777)...)...)
+	for _, c := range []struct {
+		from space
+		to   netip.Addr
+	}{{w.there, here4}, {w.there, here6}, {w.here, there4}, {w.here, there6}} {
+		var conn net.Conn
+		c.from.must(t, func() (err error) {
+			conn, err = net.Dial("udp", netip.AddrPortFrom(c.to, 777).String())
+			return err
+		})
+		defer conn.Close()
+		if _, err := conn.Write([]byte("anybody?")); err != nil {
+			t.Error(err)
+		}
+		conn.SetReadDeadline(time.Now().Add(expected))
+		if _, err := conn.Read(make([]byte, 8)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s, where nobody listens: %v", c.to, err)
+		}
+	}
+}
+
+func TestFragmentsAreJudgedWhole(t *testing.T) {
+	w := newWorld(t)
+	serve(t, w.here, 443, 444)
+	w.fence(t)
+	w.apply(t, grant(overlay.In, protoUDP, 443, 443)...)
+	for _, to := range []netip.Addr{here4, here6} {
+		for port, limit := range map[uint16]time.Duration{443: expected, 444: unexpected} {
+			var conn net.Conn
+			w.there.must(t, func() (err error) {
+				conn, err = net.Dial("udp", netip.AddrPortFrom(to, port).String())
+				return err
+			})
+			defer conn.Close()
+			if _, err := conn.Write(make([]byte, 2000)); err != nil {
+				t.Error(err)
+			}
+			conn.SetReadDeadline(time.Now().Add(limit))
+			if n, err := conn.Read(make([]byte, 4000)); (err == nil && n == 2000) != (port == 443) {
+				t.Errorf("%s port %d: %d bytes, %v", to, port, n, err)
+			}
+		}
+	}
+}
+
+// A denied agent is told at once.
+func TestRefusalIsSeenAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.fence(t)
+	w.apply(t)
+	for _, to := range []netip.Addr{there4, there6} {
+		err := w.here.do(func() error {
+			c, err := net.DialTimeout("tcp", netip.AddrPortFrom(to, 443).String(), expected)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+		if !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.EACCES) {
+			t.Errorf("%s: %v", to, err)
 		}
 	}
 }

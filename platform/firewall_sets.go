@@ -239,8 +239,6 @@ func (s sets) wideRanges() []wideRange {
 	return out
 }
 
-func equalRanges(a, b []wideRange) bool { return slices.Equal(a, b) }
-
 // desiredSets are the sets that enforce config at now, and how many grants cannot be enforced and stay
 // denied: malformed ones, of an address outside the overlay, or of a local agent that is not there.
 func desiredSets(config overlay.FirewallConfig, prefixes []netip.Prefix, now time.Time) (sets, int) {

@@ -112,15 +112,37 @@ func TestApplyIsIdempotentAndReadsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := kernelState(t, w)
-	// A write that changes nothing is one too: without programs, none can happen.
-	ipset, restores := w.firewall.ipset, []string{w.firewall.tables[0].restore, w.firewall.tables[1].restore}
-	w.firewall.ipset, w.firewall.tables[0].restore, w.firewall.tables[1].restore = "/bin/false", "/bin/false", "/bin/false"
-	w.apply(t, allow...)
-	w.firewall.ipset, w.firewall.tables[0].restore, w.firewall.tables[1].restore = ipset, restores[0], restores[1]
+	w.withoutPrograms(func() { w.apply(t, allow...) })
 	after := kernelState(t, w)
 	// The seconds that are left may have changed.
 	if strings.Count(before, "\n") != strings.Count(after, "\n") || before[strings.LastIndex(before, "generation"):] != after[strings.LastIndex(after, "generation"):] {
 		t.Errorf("an equal Apply changed the kernel:\n%s", cmp.Diff(before, after))
+	}
+}
+
+// withoutPrograms runs fn while any write to the kernel would be an error.
+func (w *world) withoutPrograms(fn func()) {
+	f := w.firewall
+	ipset, restores := f.ipset, []string{f.tables[0].restore, f.tables[1].restore}
+	f.ipset, f.tables[0].restore, f.tables[1].restore = "/bin/false", "/bin/false", "/bin/false"
+	fn()
+	f.ipset, f.tables[0].restore, f.tables[1].restore = ipset, restores[0], restores[1]
+}
+
+// The kernel says what is in a large set in many messages.
+func TestLargeSetsAreAdoptedWhole(t *testing.T) {
+	w := newWorld(t)
+	w.fence(t)
+	many, _ := manyGrants(10_000)
+	w.apply(t, many.Allow...)
+	if err := w.check(t); err != nil {
+		t.Fatal(err)
+	}
+	w.firewall = w.newFirewall(t)
+	w.fence(t)
+	w.withoutPrograms(func() { w.apply(t, many.Allow...) })
+	if err := w.check(t); err != nil {
+		t.Error(err)
 	}
 }
 

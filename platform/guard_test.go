@@ -10,6 +10,18 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 )
 
+// limit is 2 s, and more where reading all back, else some 60 ms, shows that this machine is overloaded.
+func (w *world) limit(t *testing.T) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for range 3 {
+		if err := w.check(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return 2*time.Second + 10*max(0, time.Since(start)-3*60*time.Millisecond)
+}
+
 func TestGuardPutsBackWhatOthersTakeAway(t *testing.T) {
 	w := newWorld(t)
 	w.here.sh(t, foreign)
@@ -43,9 +55,7 @@ func TestGuardPutsBackWhatOthersTakeAway(t *testing.T) {
 			for len(drift) > 0 {
 				<-drift
 			}
-			if err := w.check(t); err != nil {
-				t.Fatalf("before: %v", err)
-			}
+			limit := w.limit(t)
 			w.here.sh(t, damage)
 			start := time.Now()
 			select {
@@ -53,10 +63,10 @@ func TestGuardPutsBackWhatOthersTakeAway(t *testing.T) {
 				if !errors.Is(err, ErrDrift) {
 					t.Errorf("reported %v", err)
 				}
-			case <-time.After(2 * time.Second):
-				t.Error("not noticed within 2 s")
+			case <-time.After(limit):
+				t.Errorf("not noticed within %s", limit)
 			}
-			eventually(t, 2*time.Second-time.Since(start), "put back", func() bool { return w.check(t) == nil })
+			eventually(t, limit-time.Since(start), "put back", func() bool { return w.check(t) == nil })
 		})
 	}
 }
@@ -64,10 +74,11 @@ func TestGuardPutsBackWhatOthersTakeAway(t *testing.T) {
 func TestGuardCutsWhatAFlushLetIn(t *testing.T) {
 	w := newWorld(t)
 	w.fence(t)
+	limit := w.limit(t)
 	w.here.sh(t, "nft flush ruleset")
 	s := openStream(t, "tcp", w.there, w.here, there4, here4, 443)
 	w.guard(t)
-	eventually(t, 2*time.Second, "the connection is closed", func() bool { _, _, errs := s.state(); return errs[1] != nil })
+	eventually(t, limit, "the connection is closed", func() bool { _, _, errs := s.state(); return errs[1] != nil })
 	s.silent(t)
 }
 
@@ -96,7 +107,7 @@ func TestOthersMayEditAtTheSameTime(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, 2*time.Second, "in order again", func() bool { return w.check(t) == nil })
+			eventually(t, expected, "in order again", func() bool { return w.check(t) == nil })
 			if got := strings.Count(w.here.sh(t, "iptables -t mangle -S POSTROUTING"), "--dport"); got != edits {
 				t.Errorf("%d of the other program's %d rules are left", got, edits)
 			}

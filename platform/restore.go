@@ -102,7 +102,7 @@ func (g ruleGen) raw() []string {
 }
 
 func (g ruleGen) ingress() []string {
-	rules := g.dropMulticast(nil)
+	rules := g.dropMulticast()
 	rules = append(rules, "-m conntrack --ctstate INVALID "+drop(dropInvalid), g.errors("bulkhead-in", "srcip"))
 	rules = append(rules,
 		"-m conntrack --ctdir ORIGINAL -m set --match-set "+nameIn(g.family)+" src,dst,dst -j RETURN",
@@ -114,7 +114,7 @@ func (g ruleGen) ingress() []string {
 }
 
 func (g ruleGen) egress(limit string, deny func(reason string) string) []string {
-	rules := g.dropMulticast(nil)
+	rules := g.dropMulticast()
 	rules = append(rules, "-m set ! --match-set "+nameLocal(g.family)+" src "+deny(dropSpoofed),
 		"-m conntrack --ctstate INVALID "+deny(dropInvalid), g.errors(limit, "dstip"))
 	rules = append(rules,
@@ -137,11 +137,12 @@ func (g ruleGen) errors(name, mode string) string {
 }
 
 // dropMulticast drops what hosts say on every link; a tunnel needs none of it, and it is not counted as denied.
-func (g ruleGen) dropMulticast(rules []string) []string {
+func (g ruleGen) dropMulticast() []string {
 	to := []string{"224.0.0.0/4"}
 	if g.family == ipv6 {
 		to = []string{"ff00::/8", "fe80::/10"}
 	}
+	var rules []string
 	for _, p := range to {
 		rules = append(rules, "-d "+p+" "+drop(dropMulticast))
 	}

@@ -59,7 +59,7 @@ func NewCompiler(p *Policy, host string) *Compiler {
 func (c *Compiler) Update(put []Agent, removed []string, now time.Time) *Ruleset {
 	changed := make(map[string]bool, len(put)+len(removed))
 	for _, name := range removed {
-		changed[name] = c.remove(name)
+		changed[name] = c.remove(name) || changed[name]
 	}
 	for _, a := range put {
 		changed[a.Name] = c.put(a) || changed[a.Name]
@@ -112,7 +112,7 @@ func (c *Compiler) settle(changed map[string]bool) {
 		here := m != nil && m.Host == c.host
 		switch {
 		case found && here:
-			c.locals[i].member = m
+			c.locals[i] = &local{member: m}
 		case found:
 			c.locals = slices.Delete(c.locals, i, i+1)
 		case here:

@@ -26,85 +26,94 @@ type Difference struct {
 
 // Diff compares what agents may open to each other, directly, under two policies at one time.
 func Diff(old, new *Policy, agents []Agent, now time.Time) Difference {
-	before, after := newGraph(old, agents, now), newGraph(new, agents, now)
-	gained, more := after.without(before)
-	lost, moreLost := before.without(after)
-	return Difference{Gained: gained, Lost: lost, Unlisted: more + moreLost}
-}
-
-// without is what g has and other, a graph of the same agents, has not.
-func (g *graph) without(other *graph) (changes []Change, unlisted int) {
-	kinds := make(map[kind][]string) // agents that are alike in both
-	for name, class := range g.classOf {
-		k := kind{class, other.classOf[name]}
-		kinds[k] = append(kinds[k], name)
+	c := comparison{before: newGraph(old, agents, now), after: newGraph(new, agents, now), members: make(map[kind][]string)}
+	for name := range c.before.classOf {
+		k := c.kindOf(name)
+		c.members[k] = append(c.members[k], name)
 	}
-	gains := make(map[kind][]gain)
-	for from := range kinds {
-		gains[from] = g.gains(other, from, kinds)
-	}
-	changes = []Change{}
-	for _, from := range slices.Sorted(maps.Keys(g.classOf)) {
-		k := kind{g.classOf[from], other.classOf[from]}
-		if len(changes) == maxChanges {
-			unlisted += count(gains[k], k)
-			continue
-		}
-		to := make(map[string]gain)
-		for _, gain := range gains[k] {
-			for _, name := range gain.to {
-				to[name] = gain
+	gains, losses := make(map[kind][]gain), make(map[kind][]gain)
+	for from := range c.members {
+		for to := range c.members {
+			has, had := c.after.rules(from.after, to.after), c.before.rules(from.before, to.before)
+			if g := gainOf(to, has, had); g != nil {
+				gains[from] = append(gains[from], *g)
+			}
+			if g := gainOf(to, had, has); g != nil {
+				losses[from] = append(losses[from], *g)
 			}
 		}
-		delete(to, from)
-		for _, name := range slices.Sorted(maps.Keys(to)) {
-			if len(changes) == maxChanges {
-				unlisted++
-				continue
-			}
-			changes = append(changes, Change{From: from, To: name, Ports: to[name].ports, Rules: to[name].rules})
-		}
 	}
-	return changes, unlisted
+	var d Difference
+	var gained, lost int
+	d.Gained, gained = c.changes(gains)
+	d.Lost, lost = c.changes(losses)
+	d.Unlisted = gained - len(d.Gained) + lost - len(d.Lost)
+	return d
 }
 
-// kind is an agent's class under each of two policies.
-type kind struct{ mine, other int }
+// comparison is the same agents under two policies.
+type comparison struct {
+	before, after *graph
+	members       map[kind][]string
+}
 
-// gain is what agents of one kind may open to those of another under one of two policies only.
+// kind is an agent's class under each of the two.
+type kind struct{ before, after int }
+
+func (c *comparison) kindOf(agent string) kind {
+	return kind{c.before.classOf[agent], c.after.classOf[agent]}
+}
+
+// gain is what agents of some kind may open to those of another under one of two policies only.
 type gain struct {
-	kind  kind
-	to    []string
+	to    kind
 	ports []Ports
 	rules []string
 }
 
-func (g *graph) gains(other *graph, from kind, kinds map[kind][]string) (gains []gain) {
-	for to, names := range kinds {
-		has := other.edge(from.other, to.other).ports
-		ports := subtract(g.edge(from.mine, to.mine).ports, has)
-		if len(ports) == 0 {
-			continue
-		}
-		var rules []string
-		for _, r := range g.rules(from.mine, to.mine) {
-			if len(subtract(union(r.Allow), has)) > 0 {
-				rules = append(rules, r.Name)
-			}
-		}
-		slices.Sort(rules)
-		gains = append(gains, gain{kind: to, to: names, ports: ports, rules: rules})
+// gainOf is what rules allow that the others do not; nil if that is nothing.
+func gainOf(to kind, rules, others []*Rule) *gain {
+	if len(rules) == 0 {
+		return nil
 	}
-	return gains
+	has := portsOf(others)
+	ports := subtract(portsOf(rules), has)
+	if len(ports) == 0 {
+		return nil
+	}
+	g := &gain{to: to, ports: ports}
+	for _, r := range rules {
+		if len(subtract(union(r.Allow), has)) > 0 {
+			g.rules = append(g.rules, r.Name)
+		}
+	}
+	slices.Sort(g.rules)
+	return g
 }
 
-// count is how many changes an agent of kind k has.
-func count(gains []gain, k kind) (n int) {
-	for _, gain := range gains {
-		n += len(gain.to)
-		if gain.kind == k {
-			n-- // not with itself
+// changes lists the first gains by agent, sorted, and says how many there are in all.
+func (c *comparison) changes(gains map[kind][]gain) (changes []Change, all int) {
+	changes = []Change{}
+	for _, from := range slices.Sorted(maps.Keys(c.before.classOf)) {
+		to := make(map[string]*gain)
+		for i, g := range gains[c.kindOf(from)] {
+			all += len(c.members[g.to])
+			if g.to == c.kindOf(from) {
+				all-- // no agent gains anything to itself
+			}
+			if len(changes) == maxChanges {
+				continue
+			}
+			for _, name := range c.members[g.to] {
+				to[name] = &gains[c.kindOf(from)][i]
+			}
+		}
+		delete(to, from)
+		for _, name := range slices.Sorted(maps.Keys(to)) {
+			if len(changes) < maxChanges {
+				changes = append(changes, Change{From: from, To: name, Ports: to[name].ports, Rules: to[name].rules})
+			}
 		}
 	}
-	return n
+	return changes, all
 }

@@ -41,9 +41,9 @@ func (p *Policy) Reach(agent string, agents []Agent, now time.Time) ([]Reached, 
 					continue
 				}
 				ways[to] = append(slices.Clone(ways[at]), to)
-				edge := g.edge(class, g.classOf[to])
+				rules := g.rules(class, g.classOf[to])
 				reached = append(reached, Reached{
-					Agent: to, Hops: len(ways[to]), Via: append([]string{}, ways[at]...), Ports: edge.ports, Rules: edge.rules,
+					Agent: to, Hops: len(ways[to]), Via: append([]string{}, ways[at]...), Ports: portsOf(rules), Rules: namesOf(rules),
 				})
 				next = append(next, to)
 			}
@@ -63,19 +63,12 @@ type graph struct {
 	index   *ruleIndex
 	classOf map[string]int
 	members map[int][]string // agents by class
-	edges   map[[2]int]edge
-}
-
-// edge is what agents of one class may open to those of another.
-type edge struct {
-	ports []Ports // union
-	rules []string
 }
 
 func newGraph(p *Policy, agents []Agent, now time.Time) *graph {
 	g := &graph{
 		policy: p, now: now, classes: newClassifier(p), index: newRuleIndex(p),
-		classOf: make(map[string]int, len(agents)), members: make(map[int][]string), edges: make(map[[2]int]edge),
+		classOf: make(map[string]int, len(agents)), members: make(map[int][]string),
 	}
 	for _, a := range agents {
 		if _, twice := g.classOf[a.Name]; twice {
@@ -86,22 +79,6 @@ func newGraph(p *Policy, agents []Agent, now time.Time) *graph {
 		g.members[class] = append(g.members[class], a.Name)
 	}
 	return g
-}
-
-// edge works out what from may open to to, once.
-func (g *graph) edge(from, to int) edge {
-	if e, known := g.edges[[2]int{from, to}]; known {
-		return e
-	}
-	e := edge{ports: []Ports{}, rules: []string{}}
-	for _, r := range g.rules(from, to) {
-		e.ports = append(e.ports, r.Allow...)
-		e.rules = append(e.rules, r.Name)
-	}
-	slices.Sort(e.rules)
-	e.ports = union(e.ports)
-	g.edges[[2]int{from, to}] = e
-	return e
 }
 
 // rules are the active ones from one class to another.
@@ -118,9 +95,27 @@ func (g *graph) rules(from, to int) (rules []*Rule) {
 func (g *graph) neighbours(class int) []string {
 	var names []string
 	for _, to := range slices.Sorted(maps.Keys(g.members)) {
-		if len(g.edge(class, to).ports) > 0 {
+		if len(g.rules(class, to)) > 0 {
 			names = append(names, g.members[to]...)
 		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// portsOf is all that rules allow, as a union.
+func portsOf(rules []*Rule) []Ports {
+	var ports []Ports
+	for _, r := range rules {
+		ports = append(ports, r.Allow...)
+	}
+	return union(ports)
+}
+
+func namesOf(rules []*Rule) []string {
+	names := make([]string, len(rules))
+	for i, r := range rules {
+		names[i] = r.Name
 	}
 	slices.Sort(names)
 	return names

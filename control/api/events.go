@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"net/http"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/sse"
@@ -27,8 +26,7 @@ func (s *Server) registerEvents() {
 	})
 }
 
-// takeStream bounds how many streams run at once, and lets them last: the time limit of reading a request would
-// end them.
+// takeStream bounds how many streams run at once.
 func (s *Server) takeStream(ctx huma.Context, next func(huma.Context)) {
 	release := s.streams.take(callerOf(ctx.Context()).Name)
 	if release == nil {
@@ -38,8 +36,5 @@ func (s *Server) takeStream(ctx huma.Context, next func(huma.Context)) {
 		return
 	}
 	defer release()
-	if err := ctx.SetReadDeadline(time.Time{}); err != nil {
-		s.log.WarnContext(ctx.Context(), "open event stream", "error", err)
-	}
 	next(ctx)
 }

@@ -57,7 +57,6 @@ var _ overlay.Gossip = (*Gossip)(nil)
 
 // New returns a Gossip that does nothing until Run.
 func New(opts Options) *Gossip {
-	opts.Logger = opts.Logger.With("component", "gossip")
 	g := &Gossip{
 		opts:        opts,
 		refusals:    newRefusals(opts.Logger),

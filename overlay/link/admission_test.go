@@ -58,7 +58,7 @@ func TestAdmissionForgetsWhatNeverEnds(t *testing.T) {
 		if _, err := a.admit(context.Background(), info("192.0.2.1")); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(handshakeLimit)
+		<-time.After(handshakeLimit)
 		synctest.Wait()
 		if a.total != 0 {
 			t.Errorf("%d counted after the limit", a.total)

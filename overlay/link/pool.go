@@ -20,7 +20,7 @@ const (
 type host struct {
 	name    string
 	queue   chan []byte
-	conns   []*connection // in the order of establishment: the last one is in use
+	conns   []*connection // in the order of establishment
 	dialing *dialing      // nil if no dial is under way
 	retry   retry
 }
@@ -45,11 +45,14 @@ func (l *Link) host(name string) *host {
 	return h
 }
 
+// current is the newest connection that is not closed, nil if there is none.
 func (h *host) current() *connection {
-	if len(h.conns) == 0 {
-		return nil
+	for _, c := range slices.Backward(h.conns) {
+		if c.quic.Context().Err() == nil {
+			return c
+		}
 	}
-	return h.conns[len(h.conns)-1]
+	return nil
 }
 
 // add puts an established connection into use and starts its loops; false if the link is ending.

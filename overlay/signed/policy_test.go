@@ -184,18 +184,3 @@ func TestOneBitOfAPolicy(t *testing.T) {
 		}
 	})
 }
-
-// What opens was signed by the signer of policy, and is that very text.
-func FuzzOpenPolicy(f *testing.F) {
-	w := newWorld(f)
-	raw, trust := w.signPolicy(f, w.policy()), w.Trust()
-	f.Add(raw)
-	f.Add(w.signRecord(f, w.record()))
-	f.Add([]byte(`{"envelope":{"payloadType":"application/vnd.bulkhead.policy+json","payload":"e30=","signatures":[{"keyid":"","sig":"AA=="}]},"signer":[]}`))
-	f.Fuzz(func(t *testing.T, other []byte) {
-		v, err := signed.OpenPolicy(other, trust, now)
-		if err == nil && !bytes.Equal(other, raw) {
-			t.Errorf("opens, and was not signed: %+v", v.Policy)
-		}
-	})
-}

@@ -100,7 +100,10 @@ func (b *splitBind) split(receive conn.ReceiveFunc, closed <-chan struct{}) conn
 
 // retry receives until it succeeds or the bind is closed: the device gives up for good after a few
 // errors, and the host would be cut off although the next read would have worked.
-func (b *splitBind) retry(receive conn.ReceiveFunc, closed <-chan struct{}, packets [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
+func (b *splitBind) retry(
+	receive conn.ReceiveFunc, closed <-chan struct{},
+	packets [][]byte, sizes []int, endpoints []conn.Endpoint,
+) (int, error) {
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		n, err := receive(packets, sizes, endpoints)
 		if err == nil {
