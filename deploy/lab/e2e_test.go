@@ -32,7 +32,7 @@ func newTestMesh(t *testing.T, specs ...Spec) *Mesh {
 		if t.Failed() {
 			for _, n := range m.Hosts {
 				if n.Daemon != nil {
-					t.Logf("log of %s:\n%s", n.Name, n.Daemon.Tail(30))
+					t.Logf("log of %s:\n%s", n.Name, n.Daemon.Log())
 				}
 			}
 		}

@@ -1,13 +1,12 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -62,12 +61,19 @@ func NewMesh(ctx context.Context, binary string, specs ...Spec) (m *Mesh, err er
 			err = errors.Join(err, m.Close())
 		}
 	}()
-	if m.World, err = New(); err != nil {
+	if m.World, err = New(filepath.Join(dir, "logs")); err != nil {
+		return m, err
+	}
+	sw, err := m.World.AddSwitch("switch")
+	if err != nil {
 		return m, err
 	}
 	for i, spec := range specs {
 		host, err := m.World.AddHost(fmt.Sprintf("h%d", i+1))
 		if err != nil {
+			return m, err
+		}
+		if _, err := sw.Connect(host, netip.MustParsePrefix(fmt.Sprintf("192.168.77.%d/24", i+1)), netip.MustParsePrefix(fmt.Sprintf("fd77::%x/64", i+1))); err != nil {
 			return m, err
 		}
 		m.Hosts = append(m.Hosts, &Node{Host: host, Agent: spec.Agent, Labels: spec.Labels, mesh: m})
@@ -90,7 +96,7 @@ func NewMesh(ctx context.Context, binary string, specs ...Spec) (m *Mesh, err er
 
 func (m *Mesh) found(ctx context.Context) error {
 	first := m.Hosts[0]
-	args := []string{"init", "--mesh", "lab.test", "--name", first.Name, "--advertise", first.Addr4.String()}
+	args := []string{"init", "--mesh", "lab.test", "--name", first.Name, "--advertise", first.Addresses()[0].String()}
 	if _, err := first.Run(ctx, append(args, first.identity()...)...); err != nil {
 		return err
 	}
@@ -142,7 +148,7 @@ func (n *Node) Socket() string { return filepath.Join(n.mesh.Dir, n.Name+".sock"
 
 // StartDaemon starts the node's daemon and does not wait for it.
 func (n *Node) StartDaemon() (err error) {
-	n.Daemon, err = n.Start(n.mesh.Binary, "--state-dir", n.StateDir(), "--socket", n.Socket(), "daemon")
+	n.Daemon, err = n.Start("daemon", n.mesh.Binary, "--state-dir", n.StateDir(), "--socket", n.Socket(), "daemon")
 	return err
 }
 
@@ -161,14 +167,11 @@ func (e *ExitError) Error() string {
 // Run runs a bulkhead command as the node's local operator and returns its standard output. The error is an
 // *ExitError, with the output, if the command failed.
 func (n *Node) Run(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := n.Command(ctx, n.mesh.Binary, append([]string{"--state-dir", n.StateDir(), "--socket", n.Socket()}, args...)...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		return stdout.Bytes(), &ExitError{Args: args, Code: exit.ExitCode(), Stderr: stderr.String()}
+	out, err := n.Host.Run(ctx, n.mesh.Binary, append([]string{"--state-dir", n.StateDir(), "--socket", n.Socket()}, args...)...)
+	if err == nil && out.Code != 0 {
+		err = &ExitError{Args: args, Code: out.Code, Stderr: out.Stderr}
 	}
-	return stdout.Bytes(), err
+	return []byte(out.Stdout), err
 }
 
 // Status is the node's own.
@@ -195,7 +198,7 @@ func (n *Node) Ready(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("%w; its log ends with:\n%s", err, n.Daemon.Tail(10))
+		return fmt.Errorf("%w; its log ends with:\n%s", err, n.Daemon.Log())
 	}
 	return nil
 }

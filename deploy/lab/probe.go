@@ -92,7 +92,8 @@ func (s *Server) Close() {
 // Reaches tries a flow from an address of the host: whether what was sent to dst came back.
 func (h *Host) Reaches(ctx context.Context, src, dst netip.Addr, port segment.Port) bool {
 	if port.Proto == segment.ICMP {
-		return h.Command(ctx, "ping", "-n", "-c1", "-W1", "-I", src.String(), dst.String()).Run() == nil
+		out, err := h.Run(ctx, "ping", "-n", "-c1", "-W1", "-I", src.String(), dst.String())
+		return err == nil && out.Code == 0
 	}
 	return h.Do(func() error { return echo(ctx, src, netip.AddrPortFrom(dst, port.Number), port.Proto) }) == nil
 }
