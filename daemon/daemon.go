@@ -190,7 +190,7 @@ func (d *daemon) assemble() error {
 // serve runs all parts until ctx ends or one of them fails.
 func (d *daemon) serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	run := func(name string, fn func(context.Context) error) {
+	runIn := func(ctx context.Context, name string, fn func(context.Context) error) {
 		group.Go(func() error {
 			if err := fn(ctx); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -198,9 +198,16 @@ func (d *daemon) serve(ctx context.Context) error {
 			return nil
 		})
 	}
-	run("tunnel", d.tunnel.Run)
-	run("link", d.link.Run)
-	run("gossip", d.gossip.Run)
+	run := func(name string, fn func(context.Context) error) { runIn(ctx, name, fn) }
+	// The network outlives gossip, which says goodbye over it.
+	network, stopNetwork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopNetwork()
+	runIn(network, "tunnel", d.tunnel.Run)
+	runIn(network, "link", d.link.Run)
+	run("gossip", func(ctx context.Context) error {
+		defer stopNetwork()
+		return d.gossip.Run(ctx)
+	})
 	run("mesh", func(ctx context.Context) error {
 		return d.mesh.Run(ctx, overlay.Drivers{
 			Tunnel: d.tunnel,

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -18,17 +17,13 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/platform"
 )
 
-const (
-	headerTimeout = 5 * time.Second
-	drainTimeout  = 2 * time.Second
-	maxHeader     = 16 << 10
-)
-
 // newAPI makes the API of this host. What needs the authority goes to a control host, if this host may ask there.
 func (d *daemon) newAPI() (*api.Server, error) {
 	o := api.Options{
 		Authority: d.authority, Local: local{d}, Logger: d.log.With("part", "api"), Version: d.options.Version,
-		Verify: d.verifyClient,
+		Verify: func(chain [][]byte) (*identity.Certificate, error) {
+			return api.VerifyClient(d.mesh.Trust(), chain, time.Now())
+		},
 	}
 	c := d.credentials.get()
 	if d.authority == nil && len(c.Control) > 0 && d.hasControl() {
@@ -39,16 +34,6 @@ func (d *daemon) newAPI() (*api.Server, error) {
 		o.Forward = client.Forward(o.Logger)
 	}
 	return api.New(o), nil
-}
-
-// verifyClient judges the certificate of an API client: an operator's or a host's.
-func (d *daemon) verifyClient(chain [][]byte) (*identity.Certificate, error) {
-	trust := d.mesh.Trust()
-	cert, err := trust.Verify(chain, identity.KindOperator, time.Now())
-	if errors.Is(err, identity.ErrForeign) {
-		return trust.Verify(chain, identity.KindHost, time.Now())
-	}
-	return cert, err
 }
 
 // hasControl reports whether this host's certificate carries the control role.
@@ -83,28 +68,17 @@ func (d *daemon) serveSocket(ctx context.Context) error {
 	if err := os.Chmod(d.config.Socket, 0o600); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return serveHTTP(ctx, &http.Server{
-		Handler:     d.api.Socket(socketPrincipal),
-		ConnContext: withPeer,
-	}, listener, d.log)
-}
-
-type peerKey struct{}
-
-// withPeer remembers which user is on the other end of a connection.
-func withPeer(ctx context.Context, c net.Conn) context.Context {
-	if unix, ok := c.(*net.UnixConn); ok {
-		if uid, err := platform.PeerUID(unix); err == nil {
-			return context.WithValue(ctx, peerKey{}, uid)
-		}
-	}
-	return ctx
+	return api.Serve(ctx, listener, d.api.Socket(socketPrincipal), d.log)
 }
 
 // socketPrincipal is who asks over the socket; the zero principal, which may nothing, for other users.
 func socketPrincipal(r *http.Request) authority.Principal {
-	uid, ok := r.Context().Value(peerKey{}).(int)
-	if !ok || (uid != 0 && uid != os.Getuid()) {
+	conn, ok := r.Context().Value(api.ConnContextKey{}).(*net.UnixConn)
+	if !ok {
+		return authority.Principal{}
+	}
+	uid, err := platform.PeerUID(conn)
+	if err != nil || (uid != 0 && uid != os.Getuid()) {
 		return authority.Principal{}
 	}
 	return authority.Principal{Name: fmt.Sprintf("local/uid-%d", uid), Role: authority.RoleAdmin, From: "socket"}
@@ -117,39 +91,10 @@ func (d *daemon) serveControl(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config := &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		ClientAuth:             tls.RequestClientCert,
-		SessionTicketsDisabled: true,
-		NextProtos:             []string{"h2", "http/1.1"},
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			cert := *d.credentials.certificate()
-			cert.Certificate = append(cert.Certificate[:len(cert.Certificate):len(cert.Certificate)], d.credentials.get().Roots...)
-			return &cert, nil
-		},
+	roots, err := d.credentials.get().roots()
+	if err != nil {
+		return errors.Join(err, listener.Close())
 	}
-	return serveHTTP(ctx, &http.Server{Handler: d.api.Public()}, tls.NewListener(listener, config), d.log)
-}
-
-// serveHTTP serves until ctx ends, then lets requests that run finish for a moment.
-func serveHTTP(ctx context.Context, server *http.Server, listener net.Listener, log *slog.Logger) error {
-	server.ReadHeaderTimeout = headerTimeout
-	server.MaxHeaderBytes = maxHeader
-	server.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
-	server.BaseContext = func(net.Listener) context.Context { return ctx } // ends event streams
-	drained := make(chan error, 1)
-	stop := context.AfterFunc(ctx, func() {
-		deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-		defer cancel()
-		err := server.Shutdown(deadline)
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = server.Close()
-		}
-		drained <- err
-	})
-	err := server.Serve(listener)
-	if stop() || !errors.Is(err, http.ErrServerClosed) {
-		return errors.Join(err, server.Close())
-	}
-	return <-drained
+	config := api.ServerTLS(d.credentials.certificate, roots)
+	return api.Serve(ctx, tls.NewListener(api.Bound(listener), config), d.api.Public(), d.log)
 }

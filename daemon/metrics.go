@@ -7,6 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/bulkhead-mesh/bulkhead/control/api"
 )
 
 // collector turns the status into metrics when they are asked for.
@@ -60,5 +62,5 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 		d.log.Warn("metrics are off", "error", err)
 		return nil
 	}
-	return serveHTTP(ctx, &http.Server{Handler: mux}, listener, d.log)
+	return api.Serve(ctx, listener, mux, d.log)
 }

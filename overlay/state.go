@@ -240,6 +240,9 @@ func (m *Mesh) expire() {
 		delete(m.records, host)
 		m.refused["record-expired"]++
 		m.options.Logger.Warn("host dropped", "host", host, "reason", "expired")
+	}
+	m.publish() // before gossip asks whether they are known
+	for _, host := range ended {
 		if host != m.options.Host {
 			m.drivers.Gossip.Forget(host)
 		}

@@ -183,7 +183,7 @@ func (c *checker) checkAllow(field string, allow []Ports) {
 // checkCrossing demands a reason where the two ends of a connection, which carries data both ways, can differ
 // in sensitivity.
 func (c *checker) checkCrossing(field string, r *Rule, from, to *Segment) {
-	if strings.TrimSpace(r.Crosses) != "" {
+	if strings.TrimSpace(r.Crosses) != "" || len(from.Match) == 0 || len(to.Match) == 0 {
 		return
 	}
 	for _, a := range from.Match.levels(c.scale) {
