@@ -23,9 +23,9 @@ run: deps build ## start a mesh on this machine, or show the one that runs
 demo: deps build ## show a mesh of five hosts in network namespaces
 	$(GO) run ./deploy/lab/demo -binary $(BINARY)
 
-test: deps build lint ## run all tests, and each fuzz target for FUZZTIME
-	CGO_ENABLED=1 $(GO) test -race -timeout 15m ./...
+test: deps build lint ## fuzz each target for FUZZTIME, then run all tests
 	@.ci/fuzz.sh $(FUZZTIME)
+	CGO_ENABLED=1 $(GO) test -race -timeout 15m ./...
 
 bench: deps build ## measure; ratios against a baseline of the same run
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./segment ./platform ./overlay/...
