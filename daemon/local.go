@@ -14,7 +14,10 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
-const askKernel = 2 * time.Second
+const (
+	askKernel = 2 * time.Second
+	newcomer  = 10 * time.Second // a host whose record is younger is taken for alive
+)
 
 // local answers the API's questions about this host out of what it has verified.
 type local struct{ *daemon }
@@ -132,14 +135,29 @@ func (l local) SeedRecords() [][]byte {
 	return out
 }
 
+// alive are the hosts to wait for: this one, those that gossip believes alive or that are connected, and those
+// that have just come.
+func (l local) alive(s *overlay.Snapshot) map[string]bool {
+	alive := map[string]bool{l.credentials.get().Host: true}
+	for _, host := range l.gossip.Alive() {
+		alive[host] = true
+	}
+	for host := range l.link.Connected() {
+		alive[host] = s.Records[host] != nil
+	}
+	for host, r := range s.Records {
+		if time.Since(r.Issued) < newcomer {
+			alive[host] = true
+		}
+	}
+	return alive
+}
+
 // Rollout is what hosts say that they enforce.
 func (l local) Rollout(version uint64) api.Rollout {
 	s := l.mesh.Snapshot()
 	own := l.credentials.get().Host
-	alive := map[string]bool{own: true}
-	for _, host := range l.gossip.Alive() {
-		alive[host] = true
-	}
+	alive := l.alive(s)
 	rollout := api.Rollout{Version: version, Hosts: []api.RolloutHost{}, Done: true}
 	for host := range s.Records {
 		h := api.RolloutHost{Name: host, Enforced: s.Hints[host].Enforced, Alive: alive[host]}

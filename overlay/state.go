@@ -167,7 +167,14 @@ func (m *Mesh) flushRecords() {
 		m.options.Logger.Info("learned host", "host", host)
 		m.drivers.Gossip.Learned(host)
 	}
+	if len(learned) <= greetAtOnce {
+		m.drivers.Gossip.Join(learned)
+	}
 }
+
+// greetAtOnce is how many hosts learned together are asked for a gossip exchange at once: a newcomer, whose own
+// first words were refused because it was unknown, but not a whole mesh.
+const greetAtOnce = 3
 
 // acceptPolicy verifies a policy, stores it, and only then lets it count.
 func (m *Mesh) acceptPolicy(raw []byte, from string) error {
