@@ -212,4 +212,3 @@ func TestUntilEndsInTheKernel(t *testing.T) {
 	a, _, _ := s.state()
 	eventually(t, expected, "loopback flows", func() bool { a2, _, _ := s.state(); return a2 > a })
 }
-
