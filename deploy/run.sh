@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 dir=$PWD/build/run
 bulkhead=("$PWD/bin/bulkhead" --state-dir "$dir/state" --socket "$dir/bulkhead.sock")
 
-running() { [ -f "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null; }
+# The number alone may be another program's by now. A binary that was built anew reads "… (deleted)".
+running() { [ -f "$dir/pid" ] && [[ "$(readlink "/proc/$(cat "$dir/pid")/exe")" == "${bulkhead[0]}"* ]]; }
 
 stop() {
   if running; then

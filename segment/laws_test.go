@@ -2,7 +2,6 @@ package segment_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -65,8 +64,9 @@ func TestBothEvaluatorsAgree(t *testing.T) {
 			}
 		})
 	})
-	if allowed*20 < denied || denied*20 < allowed {
-		t.Errorf("%d flows were allowed and %d denied: the draw is too lopsided to find anything", allowed, denied)
+	// Usually one flow in eight is allowed, and in 300 runs never less than one in fifteen.
+	if all := allowed + denied; allowed*50 < all || denied*50 < all {
+		t.Errorf("%d flows were allowed and %d denied: too lopsided to find anything", allowed, denied)
 	}
 }
 
@@ -75,7 +75,6 @@ func TestUpdatesEqualCompilation(t *testing.T) {
 		policy := segmenttest.Policy(t, ends...)
 		compiler := segment.NewCompiler(policy, "h1")
 		known := map[string]segment.Agent{}
-		now := noon.Add(-time.Hour)
 		for range rapid.IntRange(1, 8).Draw(t, "updates") {
 			put := segmenttest.Agents(t, hosts, 2)
 			put = put[:rapid.IntRange(0, len(put)).Draw(t, "put")]
@@ -86,7 +85,7 @@ func TestUpdatesEqualCompilation(t *testing.T) {
 			for _, a := range put {
 				known[a.Name] = a
 			}
-			now = drawTime(t) // also backwards: clocks are set
+			now := drawTime(t) // also backwards: clocks are set
 			got := compiler.Update(put, removed, now)
 			var agents []segment.Agent
 			for _, a := range known {
@@ -221,16 +220,9 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		for _, a := range agents {
 			one, err1 := policy.Reach(a.Name, agents, now)
 			two, err2 := shuffled.Reach(a.Name, mixed, now)
-			if diff := cmp.Diff(hops(one), hops(two)); diff != "" || err1 != nil || err2 != nil {
+			if diff := cmp.Diff(one, two); diff != "" || err1 != nil || err2 != nil {
 				t.Fatalf("order changed the reach of %s: %v %v\n%s", a.Name, err1, err2, diff)
 			}
 		}
 	})
-}
-
-func hops(reached []segment.Reached) (out []string) {
-	for _, r := range reached {
-		out = append(out, fmt.Sprintf("%d %s", r.Hops, r.Agent))
-	}
-	return out
 }

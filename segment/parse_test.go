@@ -85,6 +85,7 @@ func TestHostileDocuments(t *testing.T) {
 		"deep brackets":        {nested(500_000/2, "[", "]"), "nests more than 16 levels deep"},
 		"deep braces":          {nested(100_000, "{a: ", "}"), "nests more than 16 levels deep"},
 		"brackets in strings":  {strings.Repeat(`["]",`, 100_000), "nests more than 16 levels deep"},
+		"closed before open":   {strings.Repeat("]", 1000) + strings.Repeat("[", 1000), "nests more than 16 levels deep"},
 		"deep dashes":          {strings.Repeat("- ", 500_000) + "x", "nests more than 16 levels deep"},
 		"staircase":            {staircase.String(), "nests more than 16 levels deep"},
 		"alias bomb":           {bomb.String(), "has an anchor or alias"},
@@ -132,6 +133,21 @@ func TestAcceptedForms(t *testing.T) {
 	for _, empty := range []string{"", "\n", "# nothing\n", "---\n", "{}", "null", "segments:\nrules: []\n"} {
 		if p, err := segment.Parse([]byte(empty)); err != nil || len(p.Segments)+len(p.Rules) > 0 {
 			t.Errorf("parse %q: %v %+v", empty, err, p)
+		}
+	}
+}
+
+func TestManyEntries(t *testing.T) {
+	for _, indent := range []string{"", "  "} {
+		var text strings.Builder
+		text.WriteString("segments:\n" + indent + "- {name: a, match: {function: a, sensitivity: internal}}\nrules:\n")
+		for i := range 500 {
+			fmt.Fprintf(&text, "%[1]s- name: r%[2]d\n%[1]s  from: a\n%[1]s  to: a\n%[1]s  allow:\n%[1]s  - icmp\n%[1]s  - tcp/1\n", indent, i)
+		}
+		text.WriteString("tests: []\n")
+		p, err := segment.Parse([]byte(text.String()))
+		if err != nil || len(p.Rules) != 500 || len(p.Rules[499].Allow) != 2 {
+			t.Errorf("indented by %q: %v", indent, err)
 		}
 	}
 }

@@ -48,7 +48,6 @@ func (p *Policy) Reach(agent string, agents []Agent, now time.Time) ([]Reached, 
 				next = append(next, to)
 			}
 		}
-		slices.Sort(next)
 		frontier = next
 	}
 	slices.SortFunc(reached, func(a, b Reached) int { return cmp.Or(cmp.Compare(a.Hops, b.Hops), strings.Compare(a.Agent, b.Agent)) })

@@ -1,6 +1,7 @@
 package segment_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -29,6 +30,25 @@ func TestReach(t *testing.T) {
 	}
 	if _, err := policy.Reach("nobody", agents, noon); err == nil || err.Error() != `reach: there is no agent "nobody"` {
 		t.Errorf("reach of a stranger: %v", err)
+	}
+}
+
+func TestReachJoinsRanges(t *testing.T) {
+	policy, agents := example(t)
+	policy.Rules[0].Allow = nil
+	for _, text := range []string{"tcp/21-30", "udp/31", "tcp/10-20", "tcp/12-15", "tcp/32"} {
+		ports, err := segment.ParsePorts(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		policy.Rules[0].Allow = append(policy.Rules[0].Allow, ports)
+	}
+	reached, err := policy.Reach("scout", agents, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(reached[0].Ports); got != "[tcp/10-30 tcp/32 udp/31]" {
+		t.Errorf("ports are %s", got)
 	}
 }
 

@@ -59,7 +59,8 @@ func TestRecordDigest(t *testing.T) {
 	}
 	other := w.record()
 	other.Sequence++
-	if open(w.record()) != open(w.record()) || open(w.record()) == open(other) {
+	first, again := open(w.record()), open(w.record())
+	if first != again || first == open(other) {
 		t.Error("digest and content do not go together")
 	}
 }

@@ -112,11 +112,10 @@ func TestReopenedBindServesTheSamePacketConn(t *testing.T) {
 	}
 }
 
-// flakyBind fails some receives and sends as a system short of memory or with a changed address does.
+// flakyBind fails some receives as a system short of memory does.
 type flakyBind struct {
 	conn.Bind
 	failures int
-	sent     []string // source addresses
 }
 
 func (f *flakyBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {

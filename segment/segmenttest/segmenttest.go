@@ -29,10 +29,10 @@ func Policy(t *rapid.T, ends ...time.Time) *segment.Policy {
 	if rapid.Bool().Draw(t, "own scale") {
 		p.Sensitivity = rapid.Permutation(levels).Draw(t, "scale")
 	}
-	for i := range rapid.IntRange(1, 5).Draw(t, "segments") {
+	for i := range rapid.SampledFrom([]int{2, 5, 4, 3, 1}).Draw(t, "segments") {
 		p.Segments = append(p.Segments, segment.Segment{Name: fmt.Sprintf("s%d", i), Description: text(t, "description"), Match: Selector(t)})
 	}
-	for i := range rapid.IntRange(0, 8).Draw(t, "rules") {
+	for i := range rapid.SampledFrom([]int{1, 8, 5, 4, 3, 2, 0}).Draw(t, "rules") {
 		p.Rules = append(p.Rules, rule(t, fmt.Sprintf("r%d", i), p.Segments, ends))
 	}
 	addReasons(t, p)
@@ -43,9 +43,9 @@ func rule(t *rapid.T, name string, segments []segment.Segment, ends []time.Time)
 	pick := func(label string) string { return rapid.SampledFrom(segments).Draw(t, label).Name }
 	r := segment.Rule{
 		Name: name, From: pick("from"), To: pick("to"),
-		Allow: rapid.SliceOfNDistinct(rapid.SampledFrom(ports), 1, 3, rapid.ID).Draw(t, "allow"),
+		Allow: rapid.SliceOfNDistinct(rapid.SampledFrom(ports), 2, 5, rapid.ID).Draw(t, "allow"),
 	}
-	if len(ends) > 0 && rapid.Bool().Draw(t, "rule ends") {
+	if len(ends) > 0 && rapid.IntRange(0, 2).Draw(t, "rule ends") == 2 {
 		end := rapid.SampledFrom(ends).Draw(t, "until").UTC()
 		r.Until = &end
 	}
@@ -74,7 +74,7 @@ func text(t *rapid.T, label string) string {
 // Selector draws a selector on function, sensitivity or both.
 func Selector(t *rapid.T) segment.Selector {
 	s := segment.Selector{}
-	which := rapid.IntRange(1, 3).Draw(t, "labels")
+	which := rapid.SampledFrom([]int{1, 1, 2, 2, 3}).Draw(t, "labels") // both seldom: few agents meet two conditions
 	if which&1 != 0 {
 		s[segment.LabelFunction] = segment.Condition{Values: rapid.SliceOfNDistinct(rapid.SampledFrom(functions), 1, 2, rapid.ID).Draw(t, "functions")}
 	}
@@ -92,7 +92,7 @@ func Selector(t *rapid.T) segment.Selector {
 // Labels draws the labels of an agent; sensitivity is missing now and then.
 func Labels(t *rapid.T) segment.Labels {
 	labels := segment.Labels{segment.LabelFunction: rapid.SampledFrom(functions).Draw(t, "function")}
-	if level := rapid.SampledFrom(append([]string{""}, levels...)).Draw(t, "sensitivity"); level != "" {
+	if level := rapid.SampledFrom([]string{"public", "internal", "confidential", "internal", ""}).Draw(t, "sensitivity"); level != "" {
 		labels[segment.LabelSensitivity] = level
 	}
 	return labels
@@ -119,7 +119,7 @@ func Agents(t *rapid.T, hosts []string, most int) []segment.Agent {
 // Port draws a port that the rules of Policy often allow.
 func Port(t *rapid.T) segment.Port {
 	return rapid.SampledFrom([]segment.Port{
-		{Proto: segment.TCP, Number: 443}, {Proto: segment.TCP, Number: 450}, {Proto: segment.TCP, Number: 451},
-		{Proto: segment.TCP, Number: 6500}, {Proto: segment.UDP, Number: 443}, {Proto: segment.UDP, Number: 53}, {Proto: segment.ICMP},
+		{Proto: segment.TCP, Number: 443}, {Proto: segment.TCP, Number: 450}, {Proto: segment.ICMP}, {Proto: segment.UDP, Number: 53},
+		{Proto: segment.TCP, Number: 6500}, {Proto: segment.UDP, Number: 443}, {Proto: segment.TCP, Number: 451},
 	}).Draw(t, "port")
 }
