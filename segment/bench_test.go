@@ -64,25 +64,27 @@ func BenchmarkCompile(b *testing.B) {
 	b.ReportMetric(float64(len(r.Pairs)), "pairs")
 }
 
-// BenchmarkUpdateOne changes the record of one host: another one, all of whose ten agents get other labels, and the
-// host itself, where one of ten does.
+// BenchmarkUpdateOne changes the record of one host, which carries ten agents: of another host, of the host itself
+// where one agent is relabelled, and of the host itself where all are, which makes each of its pairs anew.
 func BenchmarkUpdateOne(b *testing.B) {
-	for name, host := range map[string]string{"remote": "host8", "local": "host7"} {
-		b.Run(name, func(b *testing.B) {
+	for _, test := range []struct {
+		name, host string
+		relabelled int
+	}{{"remote", "host8", 10}, {"local", "host7", 1}, {"local-all", "host7", 10}} {
+		b.Run(test.name, func(b *testing.B) {
 			policy, agents := bigMesh()
 			c := segment.NewCompiler(policy, "host7")
 			c.Update(agents, nil, noon)
 			var records [2][]segment.Agent // that differ
 			for _, a := range agents {
-				if a.Host == host {
-					records[0] = append(records[0], a)
-					if name == "local" && len(records[0]) > 1 {
-						records[1] = append(records[1], a)
-						continue
-					}
-					a.Labels = segment.Labels{segment.LabelFunction: "f1", segment.LabelSensitivity: "internal"}
-					records[1] = append(records[1], a)
+				if a.Host != test.host {
+					continue
 				}
+				records[0] = append(records[0], a)
+				if len(records[0]) <= test.relabelled {
+					a.Labels = segment.Labels{segment.LabelFunction: "f1", segment.LabelSensitivity: "internal"}
+				}
+				records[1] = append(records[1], a)
 			}
 			var r *segment.Ruleset
 			for i := 0; b.Loop(); i++ {

@@ -73,10 +73,7 @@ func parseTree(data []byte) (root ast.Node, err error) {
 	if len(file.Docs) == 0 {
 		return nil, nil
 	}
-	if len(file.Docs) > 1 {
-		return nil, refuseAt(file.Docs[1].Start, "keep one document, without ---", "has %d documents", len(file.Docs))
-	}
-	return file.Docs[0].Body, nil
+	return file.Docs[0].Body, nil // checkTokens has seen that there is no other
 }
 
 func countMarks(data []byte) (marks int) {
@@ -89,10 +86,19 @@ func countMarks(data []byte) (marks int) {
 	return marks
 }
 
-// checkTokens refuses anchors, aliases, tags and the like, deep nesting, and mappings with very many keys.
+// checkTokens refuses a second document, of which the parser may drop one in silence, anchors, aliases, tags and the
+// like, deep nesting, and mappings with very many keys.
 func checkTokens(tokens token.Tokens) error {
 	var n nesting
+	begun, ended := false, false
 	for i, t := range tokens {
+		if t.Type == token.CommentType {
+			continue
+		}
+		if ended || (begun && t.Type == token.DocumentHeaderType) {
+			return refuseAt(t, "keep one document, with no --- or ... inside", "has a second document")
+		}
+		begun, ended = true, t.Type == token.DocumentEndType
 		switch t.Type {
 		case token.AnchorType, token.AliasType, token.MergeKeyType:
 			return refuseAt(t, "write the value out at each place", "has an anchor or alias")

@@ -137,6 +137,29 @@ func TestAcceptedForms(t *testing.T) {
 	}
 }
 
+// TestOneDocument: the parser takes the first of several documents and may lose the others without a word.
+func TestOneDocument(t *testing.T) {
+	const content = "sensitivity: [a]\n"
+	for _, text := range []string{
+		"---\n---\n", "---\n---\n" + content, "---\n# c\n---\n" + content, "...\n" + content, "...\n...\n" + content, content + "---\n",
+		content + "...\n" + content, content + "...\n---\n" + content, content + "--- {rules: []}\n", "null\n---\n" + content,
+	} {
+		p, err := segment.Parse([]byte(text))
+		if err == nil {
+			t.Fatalf("%q is taken for %+v", text, p)
+		}
+		checkProblems(t, err)
+		if !strings.Contains(err.Error(), "has a second document") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	for _, text := range []string{"---\n" + content, "# c\n---\n" + content, content + "...\n", "--- # c\n" + content + "...\n# c\n"} {
+		if p, err := segment.Parse([]byte(text)); err != nil || len(p.Sensitivity) != 1 {
+			t.Errorf("%q: %+v, %v", text, p, err)
+		}
+	}
+}
+
 func TestManyEntries(t *testing.T) {
 	for _, indent := range []string{"", "  "} {
 		var text strings.Builder

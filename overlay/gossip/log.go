@@ -29,7 +29,7 @@ func (w *logWriter) Write(line []byte) (int, error) {
 		switch string(tag[1:]) {
 		case "DEBUG":
 			level = slog.LevelDebug
-		case "INFO":
+		case "INFO", "WARN": // its warnings are rumours about others
 			level = slog.LevelInfo
 		}
 	}

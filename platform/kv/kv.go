@@ -42,7 +42,7 @@ func Open(path string, timeout time.Duration) (*Store, error) {
 			return nil, classify("create store", err)
 		}
 	}
-	if err := whole(path, timeout); err != nil {
+	if err := checkFile(path, timeout); err != nil {
 		return nil, classify("open store", err)
 	}
 	db, err := open(path, &bbolt.Options{Timeout: timeout, FreelistType: bbolt.FreelistMapType})
@@ -50,7 +50,7 @@ func Open(path string, timeout time.Duration) (*Store, error) {
 		return nil, classify("open store", err)
 	}
 	s := &Store{db: db}
-	if err := s.check(); err != nil {
+	if err := s.checkValues(); err != nil {
 		return nil, errors.Join(fmt.Errorf("check store: %w", err), s.Close())
 	}
 	return s, nil
