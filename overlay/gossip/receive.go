@@ -145,7 +145,7 @@ func (g *Gossip) config(t *transport) *memberlist.Config {
 	c.RequireNodeNames = true
 	c.DisableTcpPings = true           // a stream that works over a dead datagram path would hide it
 	c.UDPBufferSize = 1100 - crcHeader // memberlist adds the checksum after filling the packet
-	c.GossipInterval = 100 * time.Millisecond
+	c.GossipInterval = 200 * time.Millisecond
 	c.SuspicionMaxTimeoutMult = 3 // a death is known after 15 s at the latest in a small mesh
 	c.AwarenessMaxMultiplier = 4
 	c.PushPullInterval = 30 * time.Second
