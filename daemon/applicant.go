@@ -127,9 +127,10 @@ func (a *applicant) verify(e *authority.Enrollment, root [32]byte, now time.Time
 	return nil
 }
 
-// advertised are the endpoints that others are told: those given, or this machine's own addresses.
+// advertised are the endpoints that others are told: those configured, or given when the host joined, or this
+// machine's own addresses.
 func advertised(cfg Config, given []string) ([]netip.AddrPort, error) {
-	if len(given) == 0 {
+	if len(cfg.Advertise) > 0 {
 		given = cfg.Advertise
 	}
 	if len(given) > 0 {

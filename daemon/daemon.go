@@ -57,7 +57,8 @@ type daemon struct {
 	newPolicy   chan struct{} // the authority has one
 	stop        context.CancelFunc
 
-	renewalError atomic.Pointer[error] // why certificates are not renewed
+	renewalError atomic.Pointer[error]    // why certificates are not renewed
+	advertise    atomic.Pointer[[]string] // as configured last; the rest of config does not change
 }
 
 // Run runs the daemon until ctx ends or it is told to go down. The rules stay in the kernel.
@@ -69,6 +70,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		events: newEvents(), newPolicy: make(chan struct{}, 1), stop: stop,
 	}
 	d.lifecycle.phase = Starting
+	d.advertise.Store(&o.Config.Advertise)
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(); err != nil {
 		return err
@@ -252,7 +254,9 @@ func (d *daemon) close() error {
 // self is this host's own record with the endpoints that it has now.
 func (d *daemon) self() (overlay.Self, error) {
 	c := d.credentials.get()
-	eps, err := advertised(d.config, c.Advertise)
+	cfg := d.config
+	cfg.Advertise = *d.advertise.Load()
+	eps, err := advertised(cfg, c.Advertise)
 	if err != nil {
 		return overlay.Self{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/control/api"
+	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/platform"
 )
 
@@ -27,9 +28,12 @@ func (d *daemon) supervise(ctx context.Context) error {
 	defer beat.Stop()
 	recheck := time.NewTicker(recheckInterval)
 	defer recheck.Stop()
+	seen := d.mesh.Snapshot()
 	for {
-		changed := d.mesh.Changed()
-		d.judge()
+		changed, now := d.mesh.Changed(), d.mesh.Snapshot()
+		d.report(seen, now)
+		d.judge(now)
+		seen = now
 		select {
 		case <-ctx.Done():
 			d.lifecycle.enter(Draining, "")
@@ -50,9 +54,8 @@ func (d *daemon) supervise(ctx context.Context) error {
 	}
 }
 
-// judge sets the phase by what the newest snapshot says.
-func (d *daemon) judge() {
-	s := d.mesh.Snapshot()
+// judge sets the phase by what a snapshot says.
+func (d *daemon) judge(s *overlay.Snapshot) {
 	problems := slices.Clone(s.Problems)
 	if s.Records[d.credentials.get().Host] == nil {
 		problems = append(problems, "this host's certificate is expired or revoked: its agents reach nothing")
@@ -115,7 +118,7 @@ func (d *daemon) reloadConfig() {
 	if fixed := d.config.fixed(next); len(fixed) > 0 {
 		d.log.Warn("these keys change at the next start only", "keys", strings.Join(fixed, ", "))
 	}
-	d.config.LogLevel, d.config.Advertise = next.LogLevel, next.Advertise
+	d.advertise.Store(&next.Advertise)
 	var level slog.Level
 	if level.UnmarshalText([]byte(next.LogLevel)) == nil && d.options.Level != nil {
 		d.options.Level.Set(level)

@@ -48,7 +48,9 @@ func show(ctx context.Context, b *board, binary string) (err error) {
 	if err := b.step("apply the policy and wait until all hosts enforce it", func() error { return s.mesh.Apply(ctx, policy) }); err != nil {
 		return err
 	}
-	b.cast(s)
+	if err := b.cast(s); err != nil {
+		return err
+	}
 	for _, act := range []struct {
 		title string
 		play  func(context.Context, *board, *stage) error

@@ -55,9 +55,8 @@ type stage struct {
 
 // agent is an agent and the host that it runs on.
 type agent struct {
-	node     *lab.Node
-	addrs    []netip.Addr // IPv4, then IPv6
-	segments []string
+	node  *lab.Node
+	addrs []netip.Addr // IPv4, then IPv6
 }
 
 // newStage makes the mesh and starts both servers on each agent's addresses.
@@ -108,7 +107,7 @@ func (s *stage) close() error {
 }
 
 // cast prints who is where.
-func (b *board) cast(s *stage) {
+func (b *board) cast(s *stage) error {
 	rows := [][]string{{"HOST", "AGENT", "FUNCTION", "SENSITIVITY", "ADDRESSES"}}
 	for _, node := range s.mesh.Hosts {
 		row := []string{node.Name, "(control)"}
@@ -117,5 +116,5 @@ func (b *board) cast(s *stage) {
 		}
 		rows = append(rows, row)
 	}
-	b.table(rows)
+	return b.table(rows)
 }
