@@ -14,6 +14,7 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
+	"github.com/bulkhead-mesh/bulkhead/platform"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
 )
 
@@ -165,14 +166,5 @@ func newState(dir string, fill func(tmp string) error) (err error) {
 	if err := os.Link(filepath.Join(tmp, hostFile), filepath.Join(dir, hostFile)); err != nil {
 		return fmt.Errorf("finish state directory: %w", err) // Link, unlike Rename, lets only one of two at once win
 	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return platform.SyncDir(dir)
 }

@@ -1,8 +1,8 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/bulkhead-mesh/bulkhead/control/api"
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
@@ -85,7 +86,7 @@ func found(dir string, o InitOptions) (err error) {
 	if err := platform.WriteFile(filepath.Join(dir, rootKeyFile), keyPEM, 0o600); err != nil {
 		return err
 	}
-	if err := platform.WriteFile(filepath.Join(dir, rootCertFile), certificatePEM(founding.Root.Raw), 0o600); err != nil {
+	if err := platform.WriteFile(filepath.Join(dir, rootCertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: founding.Root.Raw}), 0o600); err != nil {
 		return err
 	}
 	auth, err := authority.Open(store, authority.Options{AuditPath: filepath.Join(dir, auditFile), Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
@@ -93,7 +94,7 @@ func found(dir string, o InitOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, auth.Close()) }()
-	if err := writeOperator(auth, filepath.Join(dir, operatorFile), founding.Root.Raw); err != nil {
+	if err := writeOperator(auth, filepath.Join(dir, operatorFile), founding.Root); err != nil {
 		return err
 	}
 	applicant, err := newApplicant(o.Mesh, o.Name, o.Agents)
@@ -119,7 +120,7 @@ func found(dir string, o InitOptions) (err error) {
 	return storeCredentials(host, credentials)
 }
 
-func writeOperator(auth *authority.Authority, path string, root []byte) error {
+func writeOperator(auth *authority.Authority, path string, root *x509.Certificate) error {
 	key, err := identity.GenerateKey()
 	if err != nil {
 		return err
@@ -129,19 +130,12 @@ func writeOperator(auth *authority.Authority, path string, root []byte) error {
 	if err != nil {
 		return err
 	}
-	keyPEM, err := identity.MarshalKey(key)
+	credential := api.Credential{Key: key, Chain: chain, Roots: []*x509.Certificate{root}}
+	file, err := credential.Marshal()
 	if err != nil {
 		return err
 	}
-	return platform.WriteFile(path, bytes.Join([][]byte{keyPEM, certificatePEM(chain...), certificatePEM(root)}, nil), 0o600)
-}
-
-func certificatePEM(ders ...[]byte) []byte {
-	var out []byte
-	for _, der := range ders {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	return out
+	return platform.WriteFile(path, file, 0o600)
 }
 
 // controlAddrs are the host:port at which others reach the control API that cfg makes this host serve.
