@@ -53,6 +53,7 @@ func FuzzParseSet(f *testing.F) {
 	f.Add(setMessage("bulkhead-out6", entry{here6, protoICMPv6, 128 << 8, there6}, 77))
 	f.Add(setMessage("bulkhead-local4", entry{src: here4}, 0))
 	f.Add(setMessage("theirs", entry{src: here4}, 0))
+	f.Add(setMessage("bulkhead-local4", entry{src: here4, dst: here4, port: 443}, 0))
 	f.Add([]byte{2, 0, 0, 0, 4})
 	f.Fuzz(func(t *testing.T, message []byte) {
 		part, err := parseSet(message, setPart{}, 0)

@@ -124,7 +124,7 @@ func parseSet(message []byte, last setPart, now instant) (setPart, error) {
 	p.entries = make(map[entry]instant)
 	return p, eachAttr(members, func(_ uint16, value []byte) error {
 		e, end, err := parseMember(value, now)
-		if err == nil && e.dst.IsValid() != (p.kind == kindFlow) {
+		if flow := e.dst.IsValid(); err == nil && (flow != (p.kind == kindFlow) || !flow && (e.proto != 0 || e.port != 0)) {
 			err = errSetMessage
 		}
 		if err != nil {
