@@ -60,7 +60,7 @@ func LoadConfig(path string, overrides ...func(*Config) error) (Config, error) {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	default:
 		if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
-			return Config{}, fmt.Errorf("%s: %s", path, yaml.FormatError(err, false, false))
+			return Config{}, fmt.Errorf("%s: %s", path, yaml.FormatError(err, false, true))
 		}
 	}
 	for _, override := range overrides {
@@ -133,17 +133,23 @@ func isPort(s string) bool {
 
 // endpoints parses addresses with or without port.
 func endpoints(addrs []string, port uint16) ([]netip.AddrPort, error) {
+	if len(addrs) > maxEndpoints {
+		return nil, fmt.Errorf("config: advertise: %d addresses, at most %d may be told", len(addrs), maxEndpoints)
+	}
 	var out []netip.AddrPort
 	for i, s := range addrs {
-		if ap, err := netip.ParseAddrPort(s); err == nil {
-			out = append(out, ap)
-			continue
-		}
-		addr, err := netip.ParseAddr(s)
+		ap, err := netip.ParseAddrPort(s)
 		if err != nil {
-			return nil, fmt.Errorf("config: advertise[%d]: %q is not an IP address (fix: write 192.0.2.1 or 192.0.2.1:51900)", i, s)
+			addr, err := netip.ParseAddr(s)
+			if err != nil {
+				return nil, fmt.Errorf("config: advertise[%d]: %q is not an IP address (fix: write 192.0.2.1 or 192.0.2.1:51900)", i, s)
+			}
+			ap = netip.AddrPortFrom(addr, port)
 		}
-		out = append(out, netip.AddrPortFrom(addr, port))
+		if a := ap.Addr(); !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" || ap.Port() == 0 {
+			return nil, fmt.Errorf("config: advertise[%d]: no other host can reach %q (fix: give a unicast address that is not loopback or link-local, and a port above 0)", i, s)
+		}
+		out = append(out, ap)
 	}
 	return out, nil
 }

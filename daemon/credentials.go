@@ -14,7 +14,6 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
-	"github.com/bulkhead-mesh/bulkhead/platform"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
 )
 
@@ -126,45 +125,11 @@ func openHost(dir string) (*kv.Store, error) {
 	if errors.Is(err, kv.ErrLocked) {
 		return nil, fmt.Errorf("open %s: %w (fix: stop the daemon that uses this state directory)", path, err)
 	}
+	if errors.Is(err, kv.ErrCorrupt) {
+		return nil, fmt.Errorf("open %s: %w (fix: restore the file from a backup; or remove it, revoke this host, and join again)", path, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return store, nil
-}
-
-// newState makes the state directory of a new host: fill writes into an empty one beside dir's files, and all
-// of its files then move into dir, host.db last, so that a crash leaves no host rather than half of one.
-func newState(dir string, fill func(tmp string) error) (err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make state directory: %w", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("make state directory: %w", err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, hostFile)); err == nil {
-		return fmt.Errorf("%s already holds a host of a mesh (fix: choose another --state-dir; `bulkhead down` and removing that directory forget the old one for ever)", dir)
-	}
-	tmp, err := os.MkdirTemp(dir, "new-")
-	if err != nil {
-		return fmt.Errorf("make state directory: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	if err := fill(tmp); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(tmp)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() != hostFile {
-			if err := os.Rename(filepath.Join(tmp, e.Name()), filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	if err := os.Link(filepath.Join(tmp, hostFile), filepath.Join(dir, hostFile)); err != nil {
-		return fmt.Errorf("finish state directory: %w", err) // Link, unlike Rename, lets only one of two at once win
-	}
-	return platform.SyncDir(dir)
 }

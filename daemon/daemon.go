@@ -96,7 +96,9 @@ func (d *daemon) open() (err error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if d.control, err = kv.Open(path, openTimeout); err != nil {
+	if d.control, err = kv.Open(path, openTimeout); errors.Is(err, kv.ErrCorrupt) {
+		return fmt.Errorf("open %s: %w (fix: restore the state directory from a backup)", path, err)
+	} else if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	d.authority, err = authority.Open(d.control, authority.Options{

@@ -20,6 +20,8 @@ const (
 	pullWorkers  = 4
 	syncInterval = 30 * time.Second // anti-entropy with one random host; halves to one and a half times of it
 	retryApply   = time.Second
+	nudgeEvery   = 150 * time.Millisecond
+	maxNudges    = 20
 )
 
 // Options are what a mesh is made from.
@@ -38,7 +40,7 @@ type Drivers struct {
 	Firewall Firewall
 	Network  Network
 	Gossip   Gossip
-	// Void is called after certificates became void: connections of their hosts shall end.
+	// Void is called after certificates became void: connections of their hosts shall end. It does not block.
 	Void func()
 }
 
@@ -101,8 +103,12 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	m.dirty = true
+	var nudge <-chan time.Time
 	for {
 		timer.Reset(m.settle(ctx))
+		if nudge == nil && m.nudges > 0 {
+			nudge = time.After(nudgeEvery)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -111,6 +117,9 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 			m.drain()
 		case <-timer.C:
 			m.dirty = true
+		case <-nudge:
+			nudge = nil
+			m.nudge()
 		case <-sync.C:
 			m.syncRandom()
 			sync.Reset(jitter(syncInterval))
@@ -139,6 +148,7 @@ func (m *Mesh) settle(ctx context.Context) time.Duration {
 		m.problem = m.apply(ctx)
 		m.dirty = false
 	}
+	m.dismiss() // after the kernel: what is cut off must not wait for connections to close
 	m.announce()
 	m.publish()
 	if m.problem != nil {

@@ -24,14 +24,20 @@ func (m *Mesh) load() error {
 			m.policy = p
 			m.trust = &identity.Trust{Mesh: m.trust.Mesh, Roots: m.trust.Roots, Revocations: p.Revocations}
 		}
-		return tx.Each(bucketRecords, func(host string, raw []byte) error {
+		return tx.Each(bucketRecords, func(key string, raw []byte) error {
 			r, err := signed.OpenRecord(clone(raw), m.trust, m.options.Now())
 			if err != nil {
 				m.refused["record-"+reasonOf(err)]++
-				m.options.Logger.Warn("stored record is not valid now", "host", host, "error", err)
+				m.options.Logger.Warn("stored record is not valid now", "key", key, "error", err)
 				return nil
 			}
-			m.records[r.Host] = r
+			if held := m.records[r.Host]; held == nil || r.Sequence > held.Sequence {
+				m.records[r.Host] = r
+			}
+			if key != r.Host { // a seed: it is stored under its name with the next change
+				m.staged[r.Host] = m.records[r.Host]
+				m.void = append(m.void, key)
+			}
 			return nil
 		})
 	})
@@ -47,8 +53,14 @@ func (m *Mesh) storePolicy(p *signed.VerifiedPolicy) error {
 	return nil
 }
 
-func (m *Mesh) storeRecords(records map[string]*signed.VerifiedRecord) error {
+// storeRecords puts records and deletes those that void names, all or nothing.
+func (m *Mesh) storeRecords(records map[string]*signed.VerifiedRecord, void []string) error {
 	err := m.options.Store.Update(func(tx Tx) error {
+		for _, key := range void {
+			if _, err := tx.Delete(bucketRecords, key); err != nil {
+				return err
+			}
+		}
 		for host, r := range records {
 			if err := tx.Put(bucketRecords, host, r.Raw); err != nil {
 				return err

@@ -66,7 +66,7 @@ func (p *Planner) Plan(in Inputs) HostPlan {
 }
 
 // liveAgents are all agents that certificates vouch for at in.Now, by name, and when the first of them ends.
-// Of two hosts that carry one name, the newer certificate counts.
+// Of two hosts that carry one name, the newer certificate counts; of two of one second, the first by name.
 func liveAgents(in Inputs) (map[string]segment.Agent, time.Time) {
 	agents := make(map[string]segment.Agent, len(in.Records)+len(in.Local))
 	issued := make(map[string]time.Time, len(in.Records))
@@ -80,7 +80,7 @@ func liveAgents(in Inputs) (map[string]segment.Agent, time.Time) {
 				continue
 			}
 			next = earlier(next, earlier(c.NotAfter, r.HostCert.NotAfter))
-			if seen, ok := issued[c.Name]; ok && !c.Issued.After(seen) {
+			if seen, ok := issued[c.Name]; ok && (c.Issued.Before(seen) || c.Issued.Equal(seen) && agents[c.Name].Host < r.Host) {
 				continue
 			}
 			issued[c.Name] = c.Issued

@@ -38,7 +38,11 @@ type state struct {
 	problem   error // why the kernel does not follow the plan
 	storage   error // why the store does not follow the state
 	announced Hint
-	urgent    bool // this host is the origin of the news: tell everyone at once
+	urgent    bool     // this host is the origin of the news: tell everyone at once
+	nudges    int      // how often to repeat a policy's news to hosts that do not say they hold it
+	revoked   bool     // revocations have changed: connections are to be rechecked
+	gone      []string // hosts that they dropped
+	void      []string // keys of records that the store shall not hold any more
 }
 
 func newState(o Options) state {
@@ -88,7 +92,7 @@ func reasonOf(err error) string {
 		name string
 	}{
 		{identity.ErrExpired, "expired"}, {identity.ErrNotYetValid, "not-yet-valid"}, {identity.ErrRevoked, "revoked"},
-		{identity.ErrForeign, "foreign"}, {signed.ErrOlder, "replayed"}, {signed.ErrFork, "forked"}, {errStorage, "not-stored"},
+		{identity.ErrForeign, "foreign"}, {signed.ErrSignature, "forged"}, {signed.ErrOlder, "replayed"}, {signed.ErrFork, "forked"}, {errStorage, "not-stored"},
 	} {
 		if errors.Is(err, r.err) {
 			return r.name
@@ -141,15 +145,19 @@ func (m *Mesh) acceptRecord(raw []byte, from string) error {
 
 // flushRecords stores what was staged in one transaction and acts on it.
 func (m *Mesh) flushRecords() {
-	if len(m.staged) == 0 {
+	if len(m.staged)+len(m.void) == 0 {
 		return
 	}
-	if err := m.storeRecords(m.staged); err != nil {
+	if err := m.storeRecords(m.staged, m.void); err != nil {
 		// A record is re-learned from any peer, so it may be used unstored; the status says so.
 		m.storage = err
 		m.options.Logger.Error("store records", "error", err)
 	} else {
 		m.storage = nil
+	}
+	m.void = nil
+	if len(m.staged) == 0 {
+		return
 	}
 	records := maps.Clone(m.records)
 	var learned []string
@@ -199,35 +207,45 @@ func (m *Mesh) acceptPolicy(raw []byte, from string) error {
 	m.trust = &identity.Trust{Mesh: m.trust.Mesh, Roots: m.trust.Roots, Revocations: p.Revocations}
 	m.options.Logger.Info("policy accepted", "version", p.Version, "peer", from)
 	m.recheck()
-	m.urgent = m.urgent || from == m.options.Host
+	if from == m.options.Host {
+		m.urgent, m.nudges = true, maxNudges
+	}
 	m.dirty = true
 	return nil
 }
 
-// recheck drops every host and agent whose certificate a revocation made void.
+// recheck drops every host and agent whose certificate a revocation made void, also of records not yet stored.
 func (m *Mesh) recheck() {
 	if len(m.trust.Revocations) == 0 {
 		return
 	}
-	records := maps.Clone(m.records)
-	var gone []string
-	for host, r := range records {
-		if kept, err := r.Recheck(m.trust); err != nil {
+	m.records = maps.Clone(m.records)
+	for _, records := range []map[string]*signed.VerifiedRecord{m.records, m.staged} {
+		for host, r := range records {
+			kept, err := r.Recheck(m.trust)
+			if err == nil {
+				records[host] = kept
+				continue
+			}
 			m.options.Logger.Info("host dropped", "host", host, "reason", reasonOf(err))
 			delete(records, host)
-			gone = append(gone, host)
-		} else {
-			records[host] = kept
+			m.gone, m.void = append(m.gone, host), append(m.void, host)
 		}
 	}
-	m.records = records
-	m.publish()
-	for _, host := range gone {
+	m.revoked = true
+}
+
+// dismiss ends gossip and connections with hosts whose certificates became void.
+func (m *Mesh) dismiss() {
+	if !m.revoked {
+		return
+	}
+	m.publish() // before gossip asks whether they are known
+	for _, host := range m.gone {
 		m.drivers.Gossip.Forget(host)
 	}
-	if m.drivers.Void != nil {
-		m.drivers.Void()
-	}
+	m.revoked, m.gone = false, nil
+	m.drivers.Void()
 }
 
 // expire drops hosts whose certificate has ended.
@@ -347,6 +365,21 @@ func (m *Mesh) announce() {
 		}
 	}
 	m.urgent = false
+}
+
+// nudge tells the news again to live hosts that have not said that they hold the policy: a datagram may be lost.
+func (m *Mesh) nudge() {
+	behind := false
+	for _, host := range m.drivers.Gossip.Alive() {
+		if m.hints[host].PolicyVersion < m.policyVersion() {
+			behind = true
+			m.sendHint(host)
+		}
+	}
+	m.nudges--
+	if !behind {
+		m.nudges = 0
+	}
 }
 
 func (m *Mesh) sendHint(host string) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"syscall"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -25,6 +26,7 @@ const (
 	CodeBrowser         = "browser-refused"
 	CodeIfMatch         = "if-match-required"
 	CodeUnreachable     = "unreachable"
+	CodeStorageFull     = "storage-full"
 	CodeInternal        = "internal"
 )
 
@@ -133,6 +135,10 @@ func (s *Server) problemOf(ctx context.Context, err error) error {
 		return p
 	}
 	s.log.ErrorContext(ctx, "request failed", "who", callerOf(ctx).Name, "error", err)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return newProblem(http.StatusInsufficientStorage, CodeStorageFull, "no space left on the disk of control: nothing was changed",
+			"free some in the state directory of the control host, then repeat")
+	}
 	return newProblem(http.StatusInternalServerError, CodeInternal, "control could not do that",
 		"see the log of the daemon; full disks and broken state are named there")
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -287,8 +288,8 @@ func TestRestartedPeerIsBackQuickly(t *testing.T) {
 	b.stop()
 	b = f.startOn("b", certificate, conn)
 	start := time.Now()
-	a.sendUntil(t, b, "2")
-	if took := time.Since(start); took > 5*time.Second {
+	a.sendUntil(t, b, strings.Repeat("2", overlay.HintSize)) // to smaller packets QUIC answers no reset
+	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("it took %v until a has noticed that b has restarted", took)
 	}
 	b.sendUntil(t, a, "3")

@@ -205,8 +205,8 @@ func (l *Link) stillTrusted(c *connection) error {
 	if err == nil && name != c.host {
 		err = fmt.Errorf("certificate is of host %q now, not of %q", name, c.host)
 	}
-	if err != nil {
-		_ = c.quic.CloseWithError(codeRefused, "not accepted any more")
+	if err != nil { // in the background: it waits for the goodbye to be sent
+		l.spawn(func(context.Context) { _ = c.quic.CloseWithError(codeRefused, "not accepted any more") })
 	}
 	return err
 }

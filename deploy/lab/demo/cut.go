@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -26,9 +25,9 @@ func withdrawRule(ctx context.Context, b *board, s *stage) error {
 	if err := b.cut(ctx, s, used, "rule "+withdrawn+" withdrawn", change); err != nil {
 		return err
 	}
-	b.check(s.passes(ctx, used, false), "the auditor cannot connect to the catalog any more")
+	b.check(s.passes(ctx, false, used), "the auditor cannot connect to the catalog any more")
 	kept := flow{"auditor", "vault", postgres}
-	b.check(s.passes(ctx, kept, true), "the auditor still works with the vault")
+	b.check(s.passes(ctx, true, kept), "the auditor still works with the vault")
 	return ctx.Err()
 }
 
@@ -42,7 +41,7 @@ func revokeHost(ctx context.Context, b *board, s *stage) error {
 	if err := b.cut(ctx, s, used, "host "+planner.node.Name+" revoked", change); err != nil {
 		return err
 	}
-	b.check(s.passes(ctx, used, false) && s.passes(ctx, flow{"planner", "catalog", postgres}, false), "the planner reaches nothing any more")
+	b.check(s.passes(ctx, false, used, flow{"planner", "catalog", postgres}), "the planner reaches nothing any more")
 	status, err := catalog.node.Status(ctx)
 	if err != nil {
 		return err
@@ -52,20 +51,17 @@ func revokeHost(ctx context.Context, b *board, s *stage) error {
 		known = known || peer.Name == planner.node.Name
 	}
 	b.check(!known, "the catalog's host has no tunnel to %s any more", planner.node.Name)
-	b.check(s.passes(ctx, flow{"auditor", "vault", postgres}, true), "the auditor still works with the vault")
+	b.check(s.passes(ctx, true, flow{"auditor", "vault", postgres}), "the auditor still works with the vault")
 	return ctx.Err()
 }
 
 // cut makes a change while a download by f runs, and checks when its last byte came.
 func (b *board) cut(ctx context.Context, s *stage, f flow, what string, change func() (authority.Change, error)) error {
-	ctx, cancel := context.WithCancel(ctx)
 	load, err := s.load(ctx, f)
 	if err != nil {
-		cancel()
 		return err
 	}
-	defer load.reader.Wait()
-	defer cancel()
+	defer load.close()
 	err = lab.Eventually(ctx, startsIn, func() error {
 		if n, _ := load.received(); n < flowing {
 			return fmt.Errorf("the download has carried %d bytes", n)
@@ -96,8 +92,9 @@ func (b *board) cut(ctx context.Context, s *stage, f flow, what string, change f
 	return nil
 }
 
-// load is a download that runs.
-type load struct {
+// transfer is a download that runs.
+type transfer struct {
+	cancel context.CancelFunc
 	reader sync.WaitGroup
 
 	mu   sync.Mutex
@@ -105,35 +102,44 @@ type load struct {
 	last time.Time // when bytes last came
 }
 
-// load starts a download over IPv4 that ends with ctx.
-func (s *stage) load(ctx context.Context, f flow) (*load, error) {
+// load starts a download over IPv4.
+func (s *stage) load(ctx context.Context, f flow) (*transfer, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	body, err := s.get(ctx, f, 0, "/download")
 	if err != nil {
+		cancel()
 		return nil, err
 	}
-	l := &load{}
-	l.reader.Go(func() {
-		defer body.Close()
-		buf := make([]byte, chunk)
-		for {
-			n, err := body.Read(buf)
-			if n > 0 {
-				l.mu.Lock()
-				l.n, l.last = l.n+int64(n), time.Now()
-				l.mu.Unlock()
-			}
-			if err != nil && !errors.Is(err, io.ErrNoProgress) {
-				return
-			}
-		}
-	})
-	return l, nil
+	t := &transfer{cancel: cancel}
+	t.reader.Go(func() { t.read(body) })
+	return t, nil
 }
 
-func (l *load) received() (int64, time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.n, l.last
+func (t *transfer) read(body io.ReadCloser) {
+	defer body.Close()
+	buf := make([]byte, chunk)
+	for {
+		n, err := body.Read(buf)
+		if n > 0 {
+			t.mu.Lock()
+			t.n, t.last = t.n+int64(n), time.Now()
+			t.mu.Unlock()
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (t *transfer) received() (int64, time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.n, t.last
+}
+
+func (t *transfer) close() {
+	t.cancel()
+	t.reader.Wait()
 }
 
 func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }

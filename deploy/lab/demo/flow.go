@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bulkhead-mesh/bulkhead/control/api"
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
@@ -34,54 +38,81 @@ type flow struct {
 	service  service
 }
 
-// everyPair tries all flows and holds what packets did against what the policy says, in a table.
+// everyPair tries all flows at once and holds what packets did against what the policy says, in a table.
 func everyPair(ctx context.Context, b *board, s *stage) error {
-	rows := [][]string{{"FROM", "TO", "HTTP", "POSTGRESQL"}}
+	var flows []flow
 	for _, from := range s.order {
 		for _, to := range s.order {
-			if from == to {
-				continue
+			if from != to {
+				flows = append(flows, flow{from, to, web}, flow{from, to, postgres})
 			}
-			row := []string{from, to}
-			for _, service := range []service{web, postgres} {
-				cell, err := b.tryFlow(ctx, s, flow{from, to, service})
-				if err != nil {
-					return err
-				}
-				row = append(row, cell)
-			}
-			rows = append(rows, row)
 		}
+	}
+	outcomes := make([]outcome, len(flows))
+	err := b.step(fmt.Sprintf("try %d flows", len(flows)), func() error {
+		group, ctx := errgroup.WithContext(ctx)
+		for i, f := range flows {
+			group.Go(func() (err error) {
+				outcomes[i], err = s.judge(ctx, f)
+				return err
+			})
+		}
+		return group.Wait()
+	})
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"FROM", "TO", "HTTP", "POSTGRESQL"}}
+	for i := 0; i < len(flows); i += 2 {
+		rows = append(rows, []string{flows[i].from, flows[i].to, b.cell(outcomes[i]), b.cell(outcomes[i+1])})
 	}
 	return b.table(rows)
 }
 
-// tryFlow checks that packets, the simulator and the demo's own table agree.
-func (b *board) tryFlow(ctx context.Context, s *stage, f flow) (cell string, err error) {
-	explained, err := s.control.Explain(ctx, f.from, f.to, f.service.port().String())
-	if err != nil {
-		return "", err
-	}
-	want := allowed[f]
-	ok := (explained.Verdict == "allow") == want && s.passes(ctx, f, want)
-	verdict := "denied"
-	if want {
-		verdict = "allowed by " + explained.Rule
-	}
-	if !ok {
-		verdict += " was wanted; explain says " + explained.Verdict + ", and packets went otherwise"
-	}
-	return b.mark(ok) + " " + verdict, ctx.Err()
+// outcome is what became of a flow.
+type outcome struct {
+	wanted  bool // by the demo's own table
+	passed  bool // packets did as wanted, over both families
+	verdict api.Explanation
 }
 
-// passes reports whether the flow goes as wanted over both families.
-func (s *stage) passes(ctx context.Context, f flow, want bool) bool {
-	for family := range s.agents[f.to].addrs {
-		if (s.try(ctx, f, family) == nil) != want {
-			return false
+func (s *stage) judge(ctx context.Context, f flow) (o outcome, err error) {
+	o.wanted = allowed[f]
+	o.passed = s.passes(ctx, o.wanted, f)
+	o.verdict, err = s.control.Explain(ctx, f.from, f.to, f.service.port().String())
+	return o, err
+}
+
+// cell checks that packets, the simulator and the demo's own table agree.
+func (b *board) cell(o outcome) string {
+	text := "denied"
+	if o.wanted {
+		text = "allowed by " + o.verdict.Rule
+	}
+	if !o.passed {
+		text += " was wanted, packets went otherwise"
+	}
+	explained := (o.verdict.Verdict == "allow") == o.wanted
+	if !explained {
+		text += " was wanted, explain says " + o.verdict.Verdict
+	}
+	return b.mark(o.passed && explained) + " " + text
+}
+
+// passes reports whether all flows go as wanted, over both families.
+func (s *stage) passes(ctx context.Context, want bool, flows ...flow) bool {
+	var tries errgroup.Group
+	for _, f := range flows {
+		for family := range s.agents[f.to].addrs {
+			tries.Go(func() error {
+				if (s.try(ctx, f, family) == nil) != want {
+					return errors.New("not as wanted")
+				}
+				return nil
+			})
 		}
 	}
-	return true
+	return tries.Wait() == nil
 }
 
 // try asks for the service once and looks at the answer.

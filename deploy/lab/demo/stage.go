@@ -110,7 +110,7 @@ func (s *stage) close() error {
 func (b *board) cast(s *stage) error {
 	rows := [][]string{{"HOST", "AGENT", "FUNCTION", "SENSITIVITY", "ADDRESSES"}}
 	for _, node := range s.mesh.Hosts {
-		row := []string{node.Name, "(control)"}
+		row := []string{node.Name, "(control)", "", "", ""}
 		if a := s.agents[node.Agent]; a != nil {
 			row = []string{node.Name, node.Agent, node.Labels["function"], node.Labels["sensitivity"], fmt.Sprintf("%s, %s", a.addrs[0], a.addrs[1])}
 		}

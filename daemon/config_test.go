@@ -1,0 +1,86 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestExampleConfigIsTheDefaults(t *testing.T) {
+	c, err := LoadConfig("../deploy/config.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := DefaultConfig()
+	want.Advertise = []string{}
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Errorf("the example differs from the defaults (-default +example):\n%s", diff)
+	}
+}
+
+func TestConfigFaultsNameTheKey(t *testing.T) {
+	for text, want := range map[string]string{
+		"mtu: 100":                             "config: mtu: 100 is outside 1280 to 65000",
+		"listen: 0":                            "config: listen: is 0",
+		"listen: 70000":                        "listen",
+		"lisen: 51900":                         "unknown field \"lisen\"",
+		"mtu: 1420\nmtu: 1420":                 "mtu",
+		"interface: a-name-that-is-long":       "config: interface: \"a-name-that-is-long\" must have 1 to 15",
+		"stateDir: ''":                         "config: stateDir: is empty",
+		"socket: /" + strings.Repeat("x", 120): "config: socket: path has 121 bytes",
+		"controlListen: '7443'":                "config: controlListen: \"7443\" is not host:port",
+		"metricsListen: ':0'":                  "config: metricsListen: \":0\" is not host:port",
+		"advertise: [host.example]":            "config: advertise[0]: \"host.example\" is not an IP address",
+		"advertise: [192.0.2.1, 127.0.0.1]":    "config: advertise[1]: no other host can reach \"127.0.0.1\"",
+		"advertise: ['[fe80::1%eth0]:1']":      "config: advertise[0]: no other host can reach",
+		"advertise: ['192.0.2.1:0']":           "config: advertise[0]: no other host can reach",
+		"advertise: [1.1.1.1, 1.1.1.2, 1.1.1.3, 1.1.1.4, 1.1.1.5, 1.1.1.6, 1.1.1.7, 1.1.1.8, 1.1.1.9]": "config: advertise: 9 addresses, at most 8",
+		"logLevel: loud": "config: logLevel: \"loud\" is unknown",
+		"logFormat: xml": "config: logFormat: \"xml\" is unknown",
+		"- a list":       "config.yaml",
+	} {
+		path := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadConfig(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want it to say %q", text, err, want)
+		}
+	}
+}
+
+func TestAllConfigFaultsAreToldAtOnce(t *testing.T) {
+	c := DefaultConfig()
+	c.MTU, c.Listen, c.LogLevel = 1, 0, "loud"
+	err := c.Validate()
+	for _, key := range []string{"mtu", "listen", "logLevel"} {
+		if err == nil || !strings.Contains(err.Error(), "config: "+key+":") {
+			t.Errorf("%s is missing in: %v", key, err)
+		}
+	}
+}
+
+func TestOverridesGoOverTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(path, []byte("mtu: 1300\nlogLevel: warn\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := LoadConfig(path, func(c *Config) error { c.MTU = 1400; return nil })
+	if err != nil || c.MTU != 1400 || c.LogLevel != "warn" || c.Listen != DefaultConfig().Listen {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	if _, err := LoadConfig(path + ".absent"); err == nil {
+		t.Error("a named file that is absent is taken for an empty one")
+	}
+}
+
+func TestFixedKeysAreNamed(t *testing.T) {
+	a, b := DefaultConfig(), DefaultConfig()
+	b.MTU, b.LogLevel, b.Advertise = 1400, "debug", []string{"192.0.2.1"}
+	if got := a.fixed(b); !cmp.Equal(got, []string{"mtu"}) {
+		t.Errorf("got %q: the level and addresses can change, the MTU cannot", got)
+	}
+}
