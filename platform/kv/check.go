@@ -37,7 +37,7 @@ func checkFile(path string, timeout time.Duration) error {
 	return errors.Join(db.View(func(tx *bbolt.Tx) error { return checkLayout(tx, path) }), db.Close())
 }
 
-// checkValues looks every key up, and verifies every checksum.
+// checkValues looks every key up, and verifies every checksum and that no key is missing.
 func (s *Store) checkValues() (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -45,7 +45,12 @@ func (s *Store) checkValues() (err error) {
 		}
 	}()
 	return s.db.View(func(tx *bbolt.Tx) error {
-		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		want, err := readTotal(tx)
+		if err != nil {
+			return err
+		}
+		var got total
+		err = tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
 			if tx.Bucket(name) == nil {
 				return fmt.Errorf("%w: bucket %q is not found by its name", ErrCorrupt, name)
 			}
@@ -53,9 +58,16 @@ func (s *Store) checkValues() (err error) {
 				if !bytes.Equal(b.Get(key), value) {
 					return fmt.Errorf("%w: %s/%q is not found by its key", ErrCorrupt, name, key)
 				}
-				_, err := unseal(string(name), string(key), value)
+				plain, err := unseal(string(name), string(key), value)
+				if string(name) != bucketTotal {
+					got.toggle(string(name), string(key), plain)
+				}
 				return err
 			})
 		})
+		if err == nil && got != want {
+			err = fmt.Errorf("%w: keys are missing", ErrCorrupt)
+		}
+		return err
 	})
 }

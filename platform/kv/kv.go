@@ -1,5 +1,6 @@
 // Package kv keeps named buckets of bytes in one file, transactionally and durably, on bbolt. Every value
-// carries a checksum: bbolt has none on its data pages, and a flipped bit shall be an error, not an answer.
+// carries a checksum, and all of them together another: bbolt has none on its data pages, and a flipped bit shall be
+// an error, not an answer.
 package kv
 
 import (
@@ -97,7 +98,10 @@ func removeIfThere(path string) error {
 func (s *Store) Update(fn func(overlay.Tx) error) error {
 	return classify("update store", s.db.Update(func(tx *bbolt.Tx) error {
 		t := &transaction{tx: tx}
-		return errors.Join(fn(t), t.fault)
+		if err := errors.Join(fn(t), t.fault); err != nil {
+			return err
+		}
+		return t.addTotal()
 	}))
 }
 

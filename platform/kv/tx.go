@@ -8,8 +8,9 @@ import (
 
 // transaction implements overlay.Tx. A damaged value reads as absent and makes the whole transaction fail.
 type transaction struct {
-	tx    *bbolt.Tx
-	fault error
+	tx      *bbolt.Tx
+	fault   error
+	changed total
 }
 
 // Get returns the value, or nil if there is none.
@@ -36,10 +37,26 @@ func (t *transaction) Put(bucket, key string, value []byte) error {
 	if err != nil {
 		return fmt.Errorf("put %s/%s: %w", bucket, key, err)
 	}
+	t.dropOld(b, bucket, key)
 	if err := b.Put([]byte(key), seal(bucket, key, value)); err != nil {
 		return fmt.Errorf("put %s/%s: %w", bucket, key, err)
 	}
+	t.changed.toggle(bucket, key, value)
 	return nil
+}
+
+// dropOld takes what is there, if anything, out of the total.
+func (t *transaction) dropOld(b *bbolt.Bucket, bucket, key string) {
+	sealed := b.Get([]byte(key))
+	if sealed == nil {
+		return
+	}
+	old, err := unseal(bucket, key, sealed)
+	if err != nil {
+		t.fault = err
+		return
+	}
+	t.changed.toggle(bucket, key, old)
 }
 
 // Delete removes a value and reports whether there was one.
@@ -51,6 +68,7 @@ func (t *transaction) Delete(bucket, key string) (bool, error) {
 	if b == nil || b.Get([]byte(key)) == nil {
 		return false, nil
 	}
+	t.dropOld(b, bucket, key)
 	if err := b.Delete([]byte(key)); err != nil {
 		return false, fmt.Errorf("delete %s/%s: %w", bucket, key, err)
 	}
