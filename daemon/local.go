@@ -159,8 +159,8 @@ func (l local) Rollout(version uint64) api.Rollout {
 	own := l.credentials.get().Host
 	alive := l.alive(s)
 	rollout := api.Rollout{Version: version, Hosts: []api.RolloutHost{}, Done: true}
-	for host := range s.Records {
-		h := api.RolloutHost{Name: host, Enforced: s.Hints[host].Enforced, Alive: alive[host]}
+	for host, r := range s.Records {
+		h := api.RolloutHost{Name: host, Enforced: s.Hints[host].Enforced, Alive: alive[host], Control: r.HostCert.Control}
 		if host == own {
 			h.Enforced = s.Enforced
 		}

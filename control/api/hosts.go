@@ -59,7 +59,7 @@ func (s *Server) hosts() ([]Host, error) {
 	}
 	for _, r := range s.options.Local.Rollout(0).Hosts {
 		h := host(r.Name)
-		h.Alive, h.Enforced = r.Alive, r.Enforced
+		h.Alive, h.Enforced, h.Control = r.Alive, r.Enforced, r.Control
 	}
 	if s.options.Authority == nil {
 		for _, a := range s.options.Local.Agents() {

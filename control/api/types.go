@@ -147,6 +147,7 @@ type RolloutHost struct {
 	Name     string `json:"name"`
 	Enforced uint64 `json:"enforced" doc:"policy version in its kernel, as it says; 0 if unknown"`
 	Alive    bool   `json:"alive"`
+	Control  bool   `json:"control" doc:"it has the control role"`
 }
 
 // Event is something that happened, as this host saw it.

@@ -210,7 +210,7 @@ func policyRefused(err error) error {
 	refusal := &Error{Code: CodePolicyRefused, Message: err.Error()}
 	if problems, ok := errors.AsType[*segment.PolicyError](err); ok {
 		refusal.Problems = problems.Problems
-		refusal.Message = fmt.Sprintf("the policy has %d problems: %s", len(problems.Problems), err)
+		refusal.Message = "the policy is refused: " + err.Error()
 	}
 	return refusal
 }
