@@ -63,7 +63,12 @@ func (x *xtables) list(table, chain string) ([]string, error) {
 
 func (x *xtables) listCounters(table, chain string) ([]string, error) {
 	lines, err := x.program.ListWithCounters(table, chain)
-	return noneIfMissing(lines, err)
+	if err != nil { // iptables-nft calls a chain "incompatible" if the whole table is missing
+		if ours, listErr := x.ourChains(table); listErr == nil && !slices.Contains(ours, chain) {
+			return nil, nil
+		}
+	}
+	return lines, err
 }
 
 func noneIfMissing(lines []string, err error) ([]string, error) {

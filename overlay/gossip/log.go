@@ -27,9 +27,9 @@ func (w *logWriter) Write(line []byte) (int, error) {
 	if tag, rest, ok := bytes.Cut(text, []byte("] ")); ok && bytes.HasPrefix(tag, []byte("[")) {
 		text = rest
 		switch string(tag[1:]) {
-		case "DEBUG":
+		case "DEBUG", "INFO":
 			level = slog.LevelDebug
-		case "INFO", "WARN": // its warnings are rumours about others
+		case "WARN": // its warnings are rumours about others
 			level = slog.LevelInfo
 		}
 	}

@@ -53,7 +53,12 @@ func New(o Options) (*Tunnel, error) {
 		_ = o.TUN.Close()
 		return nil, fmt.Errorf("open tunnel: TUN: %w", err)
 	}
-	return newTunnel(native, o)
+	draining, err := newDrainingTUN(native)
+	if err != nil {
+		_ = native.Close()
+		return nil, fmt.Errorf("open tunnel: TUN: %w", err)
+	}
+	return newTunnel(draining, o)
 }
 
 func newTunnel(native tun.Device, o Options) (*Tunnel, error) {
