@@ -133,7 +133,7 @@ func TestLogKeepsLevelsAndLimits(t *testing.T) {
 	for _, line := range []string{"[DEBUG] memberlist: a", "[INFO] memberlist: b", "[WARN] memberlist: c", "[ERR] memberlist: d", "Err: e", "] f", ""} {
 		l.Print(line)
 	}
-	want := "level=DEBUG msg=a\nlevel=INFO msg=b\nlevel=WARN msg=c\nlevel=WARN msg=d\nlevel=WARN msg=\"Err: e\"\nlevel=WARN msg=\"] f\"\nlevel=WARN msg=\"\"\n"
+	want := "level=DEBUG msg=a\nlevel=DEBUG msg=b\nlevel=INFO msg=c\nlevel=WARN msg=d\nlevel=WARN msg=\"Err: e\"\nlevel=WARN msg=\"] f\"\nlevel=WARN msg=\"\"\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Error(diff)
 	}
