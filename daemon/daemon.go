@@ -212,15 +212,16 @@ func (d *daemon) serve(ctx context.Context) error {
 		defer stopNetwork()
 		return d.gossip.Run(ctx)
 	})
+	enforcer := &enforcer{
+		firewall: d.firewall, name: d.config.Interface, mtu: d.config.MTU, prefixes: d.credentials.get().Prefixes,
+		log: d.log.With("part", "interface"),
+	}
 	run("mesh", func(ctx context.Context) error {
 		return d.mesh.Run(ctx, overlay.Drivers{
-			Tunnel: d.tunnel,
-			Firewall: &enforcer{
-				firewall: d.firewall, name: d.config.Interface, mtu: d.config.MTU, prefixes: d.credentials.get().Prefixes,
-			},
-			Network: d.link, Gossip: d.gossip, Void: d.link.Recheck,
+			Tunnel: d.tunnel, Firewall: enforcer, Network: d.link, Gossip: d.gossip, Void: d.link.Recheck,
 		})
 	})
+	run("interface", enforcer.guard)
 	run("firewall", func(ctx context.Context) error { return d.firewall.Guard(ctx, d.drifted) })
 	run("renewal", d.renew)
 	run("publication", d.publish)

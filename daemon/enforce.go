@@ -2,13 +2,17 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/platform"
 )
+
+const guardInterval = time.Second
 
 // enforcer is the overlay's firewall: the kernel's rules first, then the addresses that they guard.
 type enforcer struct {
@@ -16,6 +20,7 @@ type enforcer struct {
 	name     string
 	mtu      int
 	prefixes []netip.Prefix
+	log      *slog.Logger
 
 	mu    sync.Mutex
 	addrs []netip.Addr
@@ -37,4 +42,32 @@ func (e *enforcer) Apply(ctx context.Context, c overlay.FirewallConfig) error {
 	}
 	e.addrs, e.up = slices.Clone(c.Local), true
 	return nil
+}
+
+// guard puts back what other programs take away from the interface, until ctx ends.
+func (e *enforcer) guard(ctx context.Context) error {
+	ticker := time.NewTicker(guardInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		restored, err := e.restore()
+		if err != nil {
+			e.log.Error("the interface is not restored; trying again", "error", err)
+		} else if restored {
+			e.log.Warn("the interface was changed by another program and put back", "interface", e.name)
+		}
+	}
+}
+
+func (e *enforcer) restore() (restored bool, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.up {
+		return false, nil
+	}
+	return platform.RestoreLink(e.name, e.mtu, e.addrs, e.prefixes)
 }

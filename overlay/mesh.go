@@ -22,6 +22,7 @@ const (
 	retryApply   = time.Second
 	nudgeEvery   = 150 * time.Millisecond
 	maxNudges    = 20
+	retryDisk    = 2 * time.Second
 )
 
 // Options are what a mesh is made from.
@@ -103,11 +104,14 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	m.dirty = true
-	var nudge <-chan time.Time
+	var nudge, disk <-chan time.Time
 	for {
 		timer.Reset(m.settle(ctx))
 		if nudge == nil && m.nudges > 0 {
 			nudge = time.After(nudgeEvery)
+		}
+		if disk == nil && m.storage != nil {
+			disk = time.After(retryDisk)
 		}
 		select {
 		case <-ctx.Done():
@@ -120,6 +124,9 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 		case <-nudge:
 			nudge = nil
 			m.nudge()
+		case <-disk:
+			disk = nil
+			m.retryStore()
 		case <-sync.C:
 			m.syncRandom()
 			sync.Reset(jitter(syncInterval))

@@ -393,12 +393,15 @@ func TestFailedStoreKeepsThePolicy(t *testing.T) {
 			t.Errorf("enforces %d, problems %q", s.Enforced, s.Problems)
 		}
 		reader.stop()
-		reader.store.OnCommit = nil
 		w.start(reader)
 		if got := reader.Snapshot().Enforced; got != 1 {
 			t.Errorf("after the restart it enforces %d", got)
 		}
 		w.introduce()
+		reader.mu.Lock() // the store is read by the loop alone, which waits now
+		reader.store.OnCommit = nil
+		reader.mu.Unlock()
+		w.pass(3 * time.Second) // without news or connections
 		w.wantEnforced(2)
 		if p := reader.Snapshot().Problems; len(p) != 0 {
 			t.Errorf("problems %q remain", p)

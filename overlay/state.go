@@ -38,11 +38,13 @@ type state struct {
 	problem   error // why the kernel does not follow the plan
 	storage   error // why the store does not follow the state
 	announced Hint
-	urgent    bool     // this host is the origin of the news: tell everyone at once
-	nudges    int      // how often to repeat a policy's news to hosts that do not say they hold it
-	revoked   bool     // revocations have changed: connections are to be rechecked
-	gone      []string // hosts that they dropped
-	void      []string // keys of records that the store shall not hold any more
+	urgent    bool                              // this host is the origin of the news: tell everyone at once
+	nudges    int                               // how often to repeat a policy's news to hosts that do not say they hold it
+	revoked   bool                              // revocations have changed: connections are to be rechecked
+	gone      []string                          // hosts that they dropped
+	void      []string                          // keys of records that the store shall not hold any more
+	owed      map[string]*signed.VerifiedRecord // in use, but the store failed to take them
+	policyOf  string                            // who has a policy that the store failed to take
 }
 
 func newState(o Options) state {
@@ -52,6 +54,7 @@ func newState(o Options) state {
 		hints:   make(map[string]Hint),
 		staged:  make(map[string]*signed.VerifiedRecord),
 		refused: make(map[string]uint64),
+		owed:    make(map[string]*signed.VerifiedRecord),
 	}
 }
 
@@ -148,14 +151,8 @@ func (m *Mesh) flushRecords() {
 	if len(m.staged)+len(m.void) == 0 {
 		return
 	}
-	if err := m.storeRecords(m.staged, m.void); err != nil {
-		// A record is re-learned from any peer, so it may be used unstored; the status says so.
-		m.storage = err
-		m.options.Logger.Error("store records", "error", err)
-	} else {
-		m.storage = nil
-	}
-	m.void = nil
+	maps.Copy(m.owed, m.staged)
+	m.payStore()
 	if len(m.staged) == 0 {
 		return
 	}
@@ -180,6 +177,27 @@ func (m *Mesh) flushRecords() {
 	}
 }
 
+// payStore stores what is owed to the store. A record is used unstored, because any peer has it; the status says so.
+func (m *Mesh) payStore() {
+	if m.storage = m.storeRecords(m.owed, m.void); m.storage != nil {
+		m.options.Logger.Error("store records", "error", m.storage)
+		return
+	}
+	clear(m.owed)
+	m.void = nil
+}
+
+// retryStore tries again what a full or failed disk did not take.
+func (m *Mesh) retryStore() {
+	if m.policyOf != "" {
+		m.pulls.want(m.policyOf, pullRequest{PolicyVersion: m.policyVersion()})
+		m.policyOf = ""
+	}
+	if len(m.owed)+len(m.void) > 0 {
+		m.payStore()
+	}
+}
+
 // greetAtOnce is how many hosts learned together are asked for a gossip exchange at once: a newcomer, whose own
 // first words were refused because it was unknown, but not a whole mesh.
 const greetAtOnce = 3
@@ -200,9 +218,12 @@ func (m *Mesh) acceptPolicy(raw []byte, from string) error {
 	}
 	if err := m.storePolicy(p); err != nil {
 		m.storage = err
+		if from != m.options.Host {
+			m.policyOf = from
+		}
 		return m.refuse("policy", from, err)
 	}
-	m.storage = nil
+	m.storage, m.policyOf = nil, ""
 	m.policy = p
 	m.trust = &identity.Trust{Mesh: m.trust.Mesh, Roots: m.trust.Roots, Revocations: p.Revocations}
 	m.options.Logger.Info("policy accepted", "version", p.Version, "peer", from)
@@ -229,6 +250,7 @@ func (m *Mesh) recheck() {
 			}
 			m.options.Logger.Info("host dropped", "host", host, "reason", reasonOf(err))
 			delete(records, host)
+			delete(m.owed, host)
 			m.gone, m.void = append(m.gone, host), append(m.void, host)
 		}
 	}

@@ -82,30 +82,64 @@ func setAddresses(link netlink.Link, want []netip.Addr) error {
 		if held[addr] {
 			continue
 		}
-		a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
-		if addr.Is6() {
-			a.Flags = unix.IFA_F_NODAD // there is nobody on the link to ask
-		}
-		if err := netlink.AddrAdd(link, a); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := netlink.AddrAdd(link, hostAddress(addr)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add %s to %s: %w", addr, name, err)
 		}
 	}
 	return nil
 }
 
-// setRoutes routes the prefixes to the link, from the first address of each one's family.
-func setRoutes(link netlink.Link, addrs []netip.Addr, routes []netip.Prefix) error {
-	for _, prefix := range routes {
-		i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == prefix.Addr().Is4() })
-		if i < 0 {
-			continue // without a source nothing may be sent; the fence's unreachable route answers
-		}
-		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(prefix), Src: addrs[i].AsSlice(), Scope: netlink.SCOPE_LINK}
+func hostAddress(addr netip.Addr) *netlink.Addr {
+	a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))}
+	if addr.Is6() {
+		a.Flags = unix.IFA_F_NODAD // there is nobody on the link to ask
+	}
+	return a
+}
+
+func setRoutes(link netlink.Link, addrs []netip.Addr, prefixes []netip.Prefix) error {
+	for _, route := range linkRoutes(link, addrs, prefixes) {
 		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("route %s to %s: %w", prefix, link.Attrs().Name, err)
+			return fmt.Errorf("route %s to %s: %w", route.Dst, link.Attrs().Name, err)
 		}
 	}
 	return nil
+}
+
+// linkRoutes lead the prefixes to the link, from the first address of each one's family. Without such an address
+// nothing may be sent, and the fence's unreachable route answers.
+func linkRoutes(link netlink.Link, addrs []netip.Addr, prefixes []netip.Prefix) []*netlink.Route {
+	var routes []*netlink.Route
+	for _, prefix := range prefixes {
+		if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == prefix.Addr().Is4() }); i >= 0 {
+			routes = append(routes, &netlink.Route{
+				LinkIndex: link.Attrs().Index, Dst: ipNet(prefix), Src: addrs[i].AsSlice(), Scope: netlink.SCOPE_LINK,
+			})
+		}
+	}
+	return routes
+}
+
+// RestoreLink puts back what another program took away of what ConfigureLink made, and says whether there was
+// something. It asks for each part alone and so stays cheap on a machine with many addresses and routes.
+func RestoreLink(name string, mtu int, addrs []netip.Addr, prefixes []netip.Prefix) (restored bool, err error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return false, fmt.Errorf("restore %s: %w", name, err)
+	}
+	missing := link.Attrs().RawFlags&unix.IFF_UP == 0
+	if !missing {
+		for _, addr := range addrs {
+			missing = missing || netlink.AddrAdd(link, hostAddress(addr)) == nil // there already: an error
+		}
+		for _, route := range linkRoutes(link, addrs, prefixes) {
+			missing = missing || netlink.RouteAdd(route) == nil
+		}
+	}
+	if !missing {
+		return false, nil
+	}
+	return true, ConfigureLink(name, mtu, addrs, prefixes)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

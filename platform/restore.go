@@ -101,12 +101,16 @@ func (g ruleGen) raw() []string {
 	return rules
 }
 
+// ingress and egress pass what sets allow by their first two rules, because every packet goes through them. That is
+// safe before all else: a packet without a valid connection has no direction, entries of sets are about agents' own
+// addresses, and none of them is multicast.
 func (g ruleGen) ingress() []string {
-	rules := g.dropMulticast()
+	rules := []string{
+		"-m conntrack --ctdir ORIGINAL -m set --match-set " + nameIn(g.family) + " src,dst,dst -j RETURN",
+		"-m conntrack --ctdir REPLY -m set --match-set " + nameOut(g.family) + " dst,src,src -j RETURN",
+	}
+	rules = append(rules, g.dropMulticast()...)
 	rules = append(rules, "-m conntrack --ctstate INVALID "+drop(dropInvalid), g.errors("bulkhead-in", "srcip"))
-	rules = append(rules,
-		"-m conntrack --ctdir ORIGINAL -m set --match-set "+nameIn(g.family)+" src,dst,dst -j RETURN",
-		"-m conntrack --ctdir REPLY -m set --match-set "+nameOut(g.family)+" dst,src,src -j RETURN")
 	for _, w := range g.wide {
 		rules = append(rules, g.wideRule(w, "-d", "src", overlay.In))
 	}
@@ -114,12 +118,13 @@ func (g ruleGen) ingress() []string {
 }
 
 func (g ruleGen) egress(limit string, deny func(reason string) string) []string {
-	rules := g.dropMulticast()
+	rules := []string{
+		"-m conntrack --ctdir ORIGINAL -m set --match-set " + nameOut(g.family) + " src,dst,dst -j RETURN",
+		"-m conntrack --ctdir REPLY -m set --match-set " + nameIn(g.family) + " dst,src,src -j RETURN",
+	}
+	rules = append(rules, g.dropMulticast()...)
 	rules = append(rules, "-m set ! --match-set "+nameLocal(g.family)+" src "+deny(dropSpoofed),
 		"-m conntrack --ctstate INVALID "+deny(dropInvalid), g.errors(limit, "dstip"))
-	rules = append(rules,
-		"-m conntrack --ctdir ORIGINAL -m set --match-set "+nameOut(g.family)+" src,dst,dst -j RETURN",
-		"-m conntrack --ctdir REPLY -m set --match-set "+nameIn(g.family)+" dst,src,src -j RETURN")
 	for _, w := range g.wide {
 		rules = append(rules, g.wideRule(w, "-s", "dst", overlay.Out))
 	}

@@ -23,6 +23,7 @@ const (
 // Mesh is a world whose hosts run bulkhead.
 type Mesh struct {
 	World  *World
+	Switch *Switch // that all hosts are connected to
 	Hosts  []*Node // the first has the control role
 	Binary string
 	Dir    string // holds each host's state directory and socket
@@ -34,6 +35,7 @@ type Node struct {
 	Agent  string // empty for none
 	Labels segment.Labels
 	Daemon *Process
+	Disk   *Disk // nil: the state directory is one of this machine
 
 	mesh *Mesh
 }
@@ -64,8 +66,7 @@ func NewMesh(ctx context.Context, binary string, specs ...Spec) (m *Mesh, err er
 	if m.World, err = New(filepath.Join(dir, "logs")); err != nil {
 		return m, err
 	}
-	sw, err := m.World.AddSwitch("switch")
-	if err != nil {
+	if m.Switch, err = m.World.AddSwitch("switch"); err != nil {
 		return m, err
 	}
 	for i, spec := range specs {
@@ -73,7 +74,7 @@ func NewMesh(ctx context.Context, binary string, specs ...Spec) (m *Mesh, err er
 		if err != nil {
 			return m, err
 		}
-		if _, err := sw.Connect(host, netip.MustParsePrefix(fmt.Sprintf("192.168.77.%d/24", i+1)), netip.MustParsePrefix(fmt.Sprintf("fd77::%x/64", i+1))); err != nil {
+		if _, err := m.Switch.Connect(host, hostPrefixes(i+1)...); err != nil {
 			return m, err
 		}
 		m.Hosts = append(m.Hosts, &Node{Host: host, Agent: spec.Agent, Labels: spec.Labels, mesh: m})
@@ -92,6 +93,13 @@ func NewMesh(ctx context.Context, binary string, specs ...Spec) (m *Mesh, err er
 		}
 	}
 	return m, m.Settled(ctx)
+}
+
+// hostPrefixes are the underlay addresses of the host with this number.
+func hostPrefixes(number int) []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix(fmt.Sprintf("192.168.77.%d/24", number)), netip.MustParsePrefix(fmt.Sprintf("fd77::%x/64", number)),
+	}
 }
 
 func (m *Mesh) found(ctx context.Context) error {
@@ -148,7 +156,11 @@ func (n *Node) Socket() string { return filepath.Join(n.mesh.Dir, n.Name+".sock"
 
 // StartDaemon starts the node's daemon and does not wait for it.
 func (n *Node) StartDaemon() (err error) {
-	n.Daemon, err = n.Start("daemon", n.mesh.Binary, "--state-dir", n.StateDir(), "--socket", n.Socket(), "daemon")
+	program, args := n.mesh.Binary, []string{"--state-dir", n.StateDir(), "--socket", n.Socket(), "daemon"}
+	if n.Disk != nil {
+		program, args = n.Disk.command(program, args...)
+	}
+	n.Daemon, err = n.Start("daemon", program, args...)
 	return err
 }
 
@@ -221,11 +233,16 @@ func (m *Mesh) Settled(ctx context.Context) error {
 
 // Apply applies a policy document on the first host and waits until all live hosts enforce it.
 func (m *Mesh) Apply(ctx context.Context, document string) error {
+	return m.Submit(ctx, document, "--wait")
+}
+
+// Submit applies a policy document on the first host, with more flags.
+func (m *Mesh) Submit(ctx context.Context, document string, flags ...string) error {
 	path := filepath.Join(m.Dir, "policy.yaml")
 	if err := os.WriteFile(path, []byte(document), 0o600); err != nil {
 		return err
 	}
-	_, err := m.Hosts[0].Run(ctx, "policy", "apply", "-f", path, "--wait")
+	_, err := m.Hosts[0].Run(ctx, append([]string{"policy", "apply", "-f", path}, flags...)...)
 	return err
 }
 

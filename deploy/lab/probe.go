@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,9 @@ import (
 
 // probeTimeout bounds one probe. A denied flow is refused at its source at once; this is for lost packets.
 const probeTimeout = 2 * time.Second
+
+// probeWord is what every probe says; 16 bytes, which is all that ping can fill its packets with.
+const probeWord = "lab-probe: hello"
 
 // Server answers on ports of a host's addresses: TCP and UDP echo.
 type Server struct {
@@ -92,7 +96,7 @@ func (s *Server) Close() {
 // Reaches tries a flow from an address of the host: whether what was sent to dst came back.
 func (h *Host) Reaches(ctx context.Context, src, dst netip.Addr, port segment.Port) bool {
 	if port.Proto == segment.ICMP {
-		out, err := h.Run(ctx, "ping", "-n", "-c1", "-W1", "-I", src.String(), dst.String())
+		out, err := h.Run(ctx, "ping", "-n", "-c1", "-W1", "-p", hex.EncodeToString([]byte(probeWord)), "-I", src.String(), dst.String())
 		return err == nil && out.Code == 0
 	}
 	return h.Do(func() error { return echo(ctx, src, netip.AddrPortFrom(dst, port.Number), port.Proto) }) == nil
@@ -115,14 +119,14 @@ func echo(ctx context.Context, src netip.Addr, dst netip.AddrPort, proto segment
 	if err := conn.SetDeadline(time.Now().Add(probeTimeout)); err != nil {
 		return err
 	}
-	if _, err := conn.Write([]byte("bulkhead")); err != nil {
+	if _, err := conn.Write([]byte(probeWord)); err != nil {
 		return err
 	}
-	got := make([]byte, 8)
+	got := make([]byte, len(probeWord))
 	if _, err := io.ReadFull(conn, got); err != nil {
 		return err
 	}
-	if string(got) != "bulkhead" {
+	if string(got) != probeWord {
 		return fmt.Errorf("echo of %q", got)
 	}
 	return nil

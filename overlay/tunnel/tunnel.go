@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -39,8 +40,9 @@ type Tunnel struct {
 	own    [32]byte // public key
 	logger *slog.Logger
 
-	mu    sync.Mutex // one change at a time
-	peers map[string][32]byte
+	mu      sync.Mutex // one change at a time
+	peers   map[string][32]byte
+	greeted map[string][32]byte // keys of peers that a handshake was opened for
 }
 
 var _ overlay.Tunnel = (*Tunnel)(nil)
@@ -71,11 +73,12 @@ func newTunnel(native tun.Device, o Options) (*Tunnel, error) {
 		return nil, fmt.Errorf("open tunnel: %w", err)
 	}
 	t := &Tunnel{
-		tun:    newQuietTUN(native),
-		paths:  newPathTable(),
-		own:    own,
-		logger: o.Logger,
-		peers:  map[string][32]byte{},
+		tun:     newQuietTUN(native),
+		paths:   newPathTable(),
+		own:     own,
+		logger:  o.Logger,
+		peers:   map[string][32]byte{},
+		greeted: map[string][32]byte{},
 	}
 	t.bind = newSplitBind(conn.NewStdNetBind(), t.paths)
 	t.device = device.NewDevice(t.tun, t.bind, deviceLogger(o.Logger))
@@ -147,7 +150,27 @@ func (t *Tunnel) Apply(_ context.Context, cfg overlay.TunnelConfig) error {
 		}
 	}
 	t.peers = peers
+	maps.DeleteFunc(t.greeted, func(host string, key [32]byte) bool { return peers[host] != key })
+	for host := range peers {
+		t.greet(host)
+	}
 	return nil
+}
+
+// greet opens a handshake with a peer that is new to this device, once it is known where it is: after a restart here it
+// still sends with keys that are gone, and would notice by its own timeout only, after 15 seconds. The caller holds mu.
+func (t *Tunnel) greet(host string) {
+	key, ok := t.peers[host]
+	paths := t.paths.lookup(host)
+	if _, done := t.greeted[host]; done || !ok || paths == nil || paths.paths.Load().verified == nil {
+		return
+	}
+	t.greeted[host] = key
+	if peer := t.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+		if err := peer.SendHandshakeInitiation(false); err != nil {
+			t.logger.Debug("handshake not opened", "host", host, "error", err)
+		}
+	}
 }
 
 // Peers reports every peer, sorted by host.
@@ -191,6 +214,7 @@ func (t *Tunnel) SetPath(host string, addr netip.AddrPort) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.reset(host)
+	t.greet(host)
 }
 
 // reset drops what WireGuard has learned about where a host is. The caller holds mu.

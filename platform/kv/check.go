@@ -56,7 +56,7 @@ func (s *Store) checkValues() (err error) {
 			}
 			return b.ForEach(func(key, value []byte) error {
 				if !bytes.Equal(b.Get(key), value) {
-					return fmt.Errorf("%w: %s/%q is not found by its key", ErrCorrupt, name, key)
+					return fmt.Errorf("%w: %q/%q is not found by its key", ErrCorrupt, name, key)
 				}
 				plain, err := unseal(string(name), string(key), value)
 				if string(name) != bucketTotal {

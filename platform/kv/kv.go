@@ -141,11 +141,11 @@ func seal(bucket, key string, value []byte) []byte {
 
 func unseal(bucket, key string, sealed []byte) ([]byte, error) {
 	if len(sealed) < sumSize {
-		return nil, fmt.Errorf("%w: %s/%s is too short", ErrCorrupt, bucket, key)
+		return nil, fmt.Errorf("%w: %q/%q is too short", ErrCorrupt, bucket, key)
 	}
 	value := sealed[sumSize:]
 	if sum := checksum(bucket, key, value); string(sum[:sumSize]) != string(sealed[:sumSize]) {
-		return nil, fmt.Errorf("%w: %s/%s is not what was stored", ErrCorrupt, bucket, key)
+		return nil, fmt.Errorf("%w: %q/%q is not what was stored", ErrCorrupt, bucket, key)
 	}
 	return value, nil
 }
