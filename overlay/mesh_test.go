@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -385,11 +386,20 @@ func TestRefusals(t *testing.T) {
 func TestFailedStoreKeepsThePolicy(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		reader := w.members["h2"]
-		full := errors.New("no space left on device")
-		reader.store.OnCommit = func() (bool, error) { return false, full }
+		noSpace := errors.New("no space left on device")
+		var full atomic.Bool
+		full.Store(true)
+		reader.stop()
+		reader.store.OnCommit = func() (bool, error) {
+			if full.Load() {
+				return false, noSpace
+			}
+			return true, nil
+		}
+		w.start(reader)
 		w.submit(w.policy(denyDocument))
 		w.pass(soon)
-		if s := reader.Snapshot(); s.Enforced != 1 || len(s.Problems) != 1 || !strings.Contains(s.Problems[0], full.Error()) {
+		if s := reader.Snapshot(); s.Enforced != 1 || len(s.Problems) != 1 || !strings.Contains(s.Problems[0], noSpace.Error()) {
 			t.Errorf("enforces %d, problems %q", s.Enforced, s.Problems)
 		}
 		reader.stop()
@@ -398,9 +408,7 @@ func TestFailedStoreKeepsThePolicy(t *testing.T) {
 			t.Errorf("after the restart it enforces %d", got)
 		}
 		w.introduce()
-		reader.mu.Lock() // the store is read by the loop alone, which waits now
-		reader.store.OnCommit = nil
-		reader.mu.Unlock()
+		full.Store(false)
 		w.pass(3 * time.Second) // without news or connections
 		w.wantEnforced(2)
 		if p := reader.Snapshot().Problems; len(p) != 0 {
