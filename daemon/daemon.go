@@ -178,7 +178,7 @@ func (d *daemon) assemble() error {
 	})
 	d.gossip = gossip.New(gossip.Options{
 		Host: c.Host, Network: d.link, Known: d.mesh.Known, Candidates: d.knownHosts,
-		OnHint: d.mesh.Hint, OnUnknown: d.mesh.Unknown, OnLiveness: d.liveness,
+		OnHint: d.mesh.Rumour, OnUnknown: d.mesh.Unknown, OnLiveness: d.liveness,
 		Logger: d.log.With("part", "gossip"),
 	})
 	if d.api, err = d.newAPI(); err != nil {

@@ -153,13 +153,14 @@ func (m *Mesh) settle(ctx context.Context) time.Duration {
 		m.expire()
 		m.plan = m.planner.Plan(m.inputs())
 		m.problem = m.apply(ctx)
+		m.retryAt = m.options.Now().Add(retryApply)
 		m.dirty = false
 	}
 	m.dismiss() // after the kernel: what is cut off must not wait for connections to close
 	m.announce()
 	m.publish()
 	if m.problem != nil {
-		return retryApply
+		return max(m.retryAt.Sub(m.options.Now()), time.Millisecond)
 	}
 	if m.plan.NextChange.IsZero() {
 		return time.Hour
@@ -233,8 +234,11 @@ func (m *Mesh) call(fn func() error) error {
 	}
 }
 
-// Hint reports what from claims, by gossip or directly, about host.
-func (m *Mesh) Hint(host string, h Hint) { m.do(func() { m.acceptHint(host, h) }) }
+// Hint reports what host says about itself, over a connection of its own.
+func (m *Mesh) Hint(host string, h Hint) { m.do(func() { m.acceptHint(host, h, true) }) }
+
+// Rumour reports what gossip says that host says about itself.
+func (m *Mesh) Rumour(host string, h Hint) { m.do(func() { m.acceptHint(host, h, false) }) }
 
 // Unknown reports that from spoke of a host that has no verified record here.
 func (m *Mesh) Unknown(host, from string) {

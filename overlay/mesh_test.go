@@ -290,6 +290,42 @@ func TestLostNewsIsToldAgain(t *testing.T) {
 	})
 }
 
+// What a host says itself counts more than what others say of it, which may be old or a lie.
+func TestRumoursDoNotReplaceWhatAHostSaid(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		control := w.members["h1"]
+		said := control.Snapshot().Hints["h2"]
+		if said.Enforced != 1 {
+			t.Fatalf("h2 said %+v", said)
+		}
+		lie := said
+		lie.Enforced = 9
+		control.Rumour("h2", lie)
+		synctest.Wait()
+		if got := control.Snapshot().Hints["h2"]; got != said {
+			t.Errorf("control believes %+v", got)
+		}
+	})
+}
+
+func TestLostReportIsAskedForAgain(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		lost := 0
+		w.net.Drop(func(from, to string, kind overlay.Kind, _ []byte) bool {
+			drop := from == "h2" && to == "h1" && kind == overlay.KindHint && lost < 3
+			if drop {
+				lost++
+			}
+			return drop
+		})
+		w.submit(w.policy(denyDocument))
+		w.pass(time.Second)
+		if got := w.members["h1"].Snapshot().Hints["h2"].Enforced; got != 2 || lost != 3 {
+			t.Errorf("control believes that h2 enforces %d, after %d lost reports", got, lost)
+		}
+	})
+}
+
 func TestRevokedHostIsCutBeforeItsConnectionsAre(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		store := w.members["h3"]

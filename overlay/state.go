@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
@@ -26,6 +27,7 @@ type state struct {
 	policy  *signed.VerifiedPolicy
 	records map[string]*signed.VerifiedRecord // of all hosts, this one's too
 	hints   map[string]Hint
+	heard   map[string]bool                   // hosts that gave their hint themselves: what others say of it does not count any more
 	staged  map[string]*signed.VerifiedRecord // verified, not yet stored
 	refused map[string]uint64                 // what was dropped, by reason
 
@@ -35,8 +37,9 @@ type state struct {
 	plan      HostPlan
 	dirty     bool // the plan may differ from the state
 	enforced  uint64
-	problem   error // why the kernel does not follow the plan
-	storage   error // why the store does not follow the state
+	problem   error     // why the kernel does not follow the plan
+	retryAt   time.Time // when it is tried again
+	storage   error     // why the store does not follow the state
 	announced Hint
 	urgent    bool                              // this host is the origin of the news: tell everyone at once
 	nudges    int                               // how often to repeat a policy's news to hosts that do not say they hold it
@@ -52,6 +55,7 @@ func newState(o Options) state {
 		trust:   &identity.Trust{Mesh: o.Mesh, Roots: o.Roots},
 		records: make(map[string]*signed.VerifiedRecord),
 		hints:   make(map[string]Hint),
+		heard:   make(map[string]bool),
 		staged:  make(map[string]*signed.VerifiedRecord),
 		refused: make(map[string]uint64),
 		owed:    make(map[string]*signed.VerifiedRecord),
@@ -251,6 +255,8 @@ func (m *Mesh) recheck() {
 			m.options.Logger.Info("host dropped", "host", host, "reason", reasonOf(err))
 			delete(records, host)
 			delete(m.owed, host)
+			delete(m.hints, host)
+			delete(m.heard, host)
 			m.gone, m.void = append(m.gone, host), append(m.void, host)
 		}
 	}
@@ -328,11 +334,18 @@ func (m *Mesh) signSelf(least uint64) error {
 	return m.acceptRecord(raw, m.options.Host)
 }
 
-func (m *Mesh) acceptHint(host string, h Hint) {
+// acceptHint takes what a host says about itself, or what others say that it did.
+func (m *Mesh) acceptHint(host string, h Hint, direct bool) {
 	if host == m.options.Host {
 		return
 	}
-	m.hints[host] = h
+	if direct && m.heard[host] && m.hints[host] == h {
+		m.repeat(host)
+	}
+	if direct || !m.heard[host] {
+		m.hints[host] = h
+	}
+	m.heard[host] = m.heard[host] || direct
 	req := pullRequest{PolicyVersion: m.policyVersion()}
 	held := m.records[host]
 	if held == nil || h.RecordSequence > held.Sequence {
@@ -340,6 +353,15 @@ func (m *Mesh) acceptHint(host string, h Hint) {
 	}
 	if req.Want != nil || h.PolicyVersion > req.PolicyVersion {
 		m.pulls.want(host, req)
+	}
+}
+
+// repeat answers a control host that says the same again: it has not heard what is enforced here. Control hosts do not
+// answer, so that no two go on for ever.
+func (m *Mesh) repeat(host string) {
+	own, asker := m.records[m.options.Host], m.records[host]
+	if own != nil && asker != nil && asker.HostCert.Control && !own.HostCert.Control {
+		m.sendHint(host)
 	}
 }
 
@@ -389,11 +411,11 @@ func (m *Mesh) announce() {
 	m.urgent = false
 }
 
-// nudge tells the news again to live hosts that have not said that they hold the policy: a datagram may be lost.
+// nudge tells the news again to live hosts that have not said that they enforce it: a datagram may be lost either way.
 func (m *Mesh) nudge() {
 	behind := false
 	for _, host := range m.drivers.Gossip.Alive() {
-		if m.hints[host].PolicyVersion < m.policyVersion() {
+		if m.hints[host].Enforced < m.policyVersion() {
 			behind = true
 			m.sendHint(host)
 		}

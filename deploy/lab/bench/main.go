@@ -24,7 +24,7 @@ type settings struct {
 	output  string
 	rounds  int
 	slice   time.Duration
-	shared  bool
+	apart   bool
 	changes int
 	idle    time.Duration
 }
@@ -42,7 +42,7 @@ func main() {
 	flag.StringVar(&s.output, "o", "table", "output `format`: table or json")
 	flag.IntVar(&s.rounds, "rounds", 5, "throughput: how often each load is put on each of the two data planes")
 	flag.DurationVar(&s.slice, "slice", 3*time.Second, "throughput: how long each of these takes")
-	flag.BoolVar(&s.shared, "shared", false, "throughput: run bare wireguard-go on the hosts of Bulkhead, where it meets the rules too, not on two of its own")
+	flag.BoolVar(&s.apart, "apart", false, "throughput: run bare wireguard-go on two hosts of its own, without any firewall, not on those of Bulkhead")
 	flag.IntVar(&s.changes, "changes", 40, "change: how many")
 	flag.DurationVar(&s.idle, "idle", time.Minute, "idle: how long to watch")
 	flag.Parse()

@@ -127,7 +127,7 @@ func measureThroughput(ctx context.Context, s settings, p *progress, r *report) 
 	}
 	defer func() { err = errors.Join(err, c.mesh.Close()) }()
 	p.say("throughput: start bare wireguard-go beside it")
-	bare, err := newBare(ctx, c, daemon.DefaultConfig().MTU, s.shared)
+	bare, err := newBare(ctx, c, daemon.DefaultConfig().MTU, !s.apart)
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func measureThroughput(ctx context.Context, s settings, p *progress, r *report) 
 			return fmt.Errorf("%s carries nothing: %w", plane.name, err)
 		}
 	}
-	result := &throughput{Known: c.known, Shared: s.shared, Rounds: s.rounds, Slice: s.slice.Seconds()}
+	result := &throughput{Known: c.known, Shared: !s.apart, Rounds: s.rounds, Slice: s.slice.Seconds()}
 	if result.Loads, err = alternate(ctx, bare, ours, s, p); err != nil {
 		return err
 	}
