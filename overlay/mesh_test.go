@@ -188,7 +188,7 @@ func (w *world) introduce() {
 }
 
 func (w *world) pass(d time.Duration) {
-	time.Sleep(d) // of the bubble's clock
+	<-time.After(d) // of the bubble's clock
 	synctest.Wait()
 }
 

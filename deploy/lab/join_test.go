@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
 )
@@ -78,6 +79,8 @@ func TestJoinRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	const damaged = "the token is damaged or was changed"
+	expired := newToken(t, m, "--ttl", "1s")
+	<-time.After(time.Second) // the error would be another before
 	said := map[string]string{}
 	for name, c := range map[string]struct {
 		args []string
@@ -85,6 +88,7 @@ func TestJoinRefuses(t *testing.T) {
 		says string
 	}{
 		"used up":             {[]string{used, "--name", "late"}, 1, "used up"},
+		"expired":             {[]string{expired, "--name", "late"}, 1, "expired"},
 		"revoked":             {[]string{revoked, "--name", "late"}, 1, "no such token"},
 		"tampered":            {[]string{tamper(good), "--name", "late"}, 1, damaged},
 		"cut off":             {[]string{good[:len(good)/2], "--name", "late"}, 1, damaged},

@@ -23,13 +23,16 @@ const probeWord = "lab-probe: hello"
 
 // Server answers on ports of a host's addresses: TCP and UDP echo.
 type Server struct {
-	closers []io.Closer
-	done    sync.WaitGroup
+	done sync.WaitGroup
+
+	mu     sync.Mutex
+	open   map[io.Closer]bool // sockets
+	closed bool
 }
 
 // Serve starts echo servers on every address and port of the host, until Close.
 func (h *Host) Serve(addrs []netip.Addr, ports ...uint16) (*Server, error) {
-	s := &Server{}
+	s := &Server{open: map[io.Closer]bool{}}
 	err := h.Do(func() error {
 		for _, addr := range addrs {
 			for _, port := range ports {
@@ -52,16 +55,16 @@ func (s *Server) listen(at netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	s.closers = append(s.closers, tcp)
+	s.keep(tcp)
 	s.done.Go(func() {
 		for {
 			conn, err := tcp.AcceptTCP()
 			if err != nil {
 				return
 			}
+			s.keep(conn)
 			s.done.Go(func() {
-				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(time.Minute))
+				defer s.drop(conn)
 				_, _ = io.Copy(conn, conn)
 			})
 		}
@@ -70,7 +73,7 @@ func (s *Server) listen(at netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	s.closers = append(s.closers, udp)
+	s.keep(udp)
 	s.done.Go(func() {
 		buf := make([]byte, 2048)
 		for {
@@ -86,11 +89,33 @@ func (s *Server) listen(at netip.AddrPort) error {
 	return nil
 }
 
-// Close ends the servers. Connections that are open end within a minute.
+// keep makes Close close a socket; after Close it is closed at once.
+func (s *Server) keep(c io.Closer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = c.Close()
+		return
+	}
+	s.open[c] = true
+}
+
+func (s *Server) drop(c io.Closer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+	_ = c.Close()
+}
+
+// Close ends the servers and their connections, and waits for that.
 func (s *Server) Close() {
-	for _, c := range s.closers {
+	s.mu.Lock()
+	s.closed = true
+	for c := range s.open {
 		_ = c.Close()
 	}
+	s.mu.Unlock()
+	s.done.Wait()
 }
 
 // Reaches tries a flow from an address of the host: whether what was sent to dst came back.
