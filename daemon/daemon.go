@@ -161,7 +161,7 @@ func (d *daemon) assemble() error {
 		return err
 	}
 	d.mesh, err = overlay.New(overlay.Options{
-		Mesh: c.Mesh, Host: c.Host, Roots: roots, Self: self, Store: d.store, Now: time.Now,
+		Mesh: c.Mesh, Host: c.Host, Roots: roots, Prefixes: c.Prefixes, Self: self, Store: d.store, Now: time.Now,
 		Logger: d.log.With("part", "mesh"),
 	})
 	if err != nil {

@@ -6,13 +6,15 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 
 	"github.com/bulkhead-mesh/bulkhead/platform"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
 )
 
-// Down removes every rule, set and route of ours from the kernel, also where the state directory is damaged or gone.
-// The daemon must not be running: it would put them back. Certificates, keys and policy stay in the state directory.
+// Down removes every rule, set, route and open flow of ours from the kernel, also where the state directory is damaged
+// or gone, and the socket that a killed daemon left. The daemon must not be running: it would put them back.
+// Certificates, keys and policy stay in the state directory.
 func Down(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := stillDown(cfg); err != nil {
 		return fmt.Errorf("down: %w", err)
@@ -24,7 +26,22 @@ func Down(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := firewall.Remove(ctx); err != nil {
 		return fmt.Errorf("down: %w", err)
 	}
+	if err := removeSocket(cfg.Socket); err != nil {
+		return fmt.Errorf("down: %w", err)
+	}
 	return nil
+}
+
+// removeSocket removes nothing else than a socket.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().Type() != fs.ModeSocket {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Remove(path)
 }
 
 // stillDown fails if a daemon holds the state.

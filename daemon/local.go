@@ -146,7 +146,7 @@ func (l local) alive(s *overlay.Snapshot) map[string]bool {
 		alive[host] = s.Records[host] != nil
 	}
 	for host, r := range s.Records {
-		if time.Since(r.Issued) < newcomer {
+		if age := time.Since(r.Issued); age >= 0 && age < newcomer {
 			alive[host] = true
 		}
 	}

@@ -6,14 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
+	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
 // A pull is one stream: the request as one frame, the answer as frames until the end of the stream.
 // Frames are a 4-byte big-endian length and that many bytes; an answer's frame begins with its type.
 const (
-	maxRequest = 4 << 20
+	maxRequest = 512 << 10 // what a host says that it has of 5,000 others
 	maxAnswer  = signed.MaxPolicy + 1
 
 	frameRecord byte = 'R' // one signed record
@@ -80,6 +82,14 @@ func parsePullRequest(body []byte) (pullRequest, error) {
 	var req pullRequest
 	if err := json.Unmarshal(body, &req); err != nil {
 		return pullRequest{}, fmt.Errorf("parse pull request: %w", err)
+	}
+	if len(req.Want) > maxPullsAhead {
+		return pullRequest{}, fmt.Errorf("parse pull request: it wants %d records, at most %d are given", len(req.Want), maxPullsAhead)
+	}
+	for i, host := range req.Want {
+		if segment.ValidName(host) != nil || slices.Contains(req.Want[:i], host) {
+			return pullRequest{}, fmt.Errorf("parse pull request: it wants %.64q, which is no name or there twice", host)
+		}
 	}
 	return req, nil
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,8 +17,9 @@ import (
 )
 
 const (
-	eventQueue   = 1024
-	pullWorkers  = 4
+	eventQueue   = 256
+	drainAtOnce  = 64               // events before what they changed is enforced
+	pullWorkers  = 6                // and one that only asks control hosts
 	syncInterval = 30 * time.Second // anti-entropy with one random host; halves to one and a half times of it
 	retryApply   = time.Second
 	nudgeEvery   = 150 * time.Millisecond
@@ -29,6 +31,7 @@ const (
 type Options struct {
 	Mesh, Host string
 	Roots      []*x509.Certificate
+	Prefixes   []netip.Prefix // of the overlay: no endpoint of a host lies within
 	Self       Self
 	Store      Store
 	Now        func() time.Time
@@ -46,11 +49,15 @@ type Drivers struct {
 }
 
 // Mesh is one host's verified view of the others, and the loop that enforces what follows from it.
-// Its methods are safe for concurrent use. Those that report an event never block for long: they
-// queue it, and drop it (counted) when the loop is a thousand events behind.
+// Its methods are safe for concurrent use. Those that report what other hosts do never block: hints of one host
+// replace each other, and other events are dropped (counted) when the loop is far behind. This host's own calls wait for
+// their turn, which comes first.
 type Mesh struct {
 	options  Options
+	calls    chan func()
 	events   chan func()
+	hinted   *hinted
+	served   *served
 	snapshot atomic.Pointer[Snapshot]
 	dropped  atomic.Uint64
 
@@ -65,7 +72,10 @@ type Mesh struct {
 func New(o Options) (*Mesh, error) {
 	m := &Mesh{
 		options: o,
+		calls:   make(chan func()),
 		events:  make(chan func(), eventQueue),
+		hinted:  newHinted(),
+		served:  newServed(),
 		changed: make(chan struct{}),
 		stopped: make(chan struct{}),
 		state:   newState(o),
@@ -86,13 +96,13 @@ func New(o Options) (*Mesh, error) {
 func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 	defer close(m.stopped)
 	m.drivers = d
-	m.pulls = newPulls(d.Network)
+	m.pulls = newPulls(d.Network, m.trusted)
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for range pullWorkers {
-		workers.Go(func() { m.pulls.work(ctx, m.received) })
+	for i := range pullWorkers + 1 {
+		workers.Go(func() { m.pulls.work(ctx, i == pullWorkers, m.received) })
 	}
 	for host := range m.records {
 		if host != m.options.Host {
@@ -116,9 +126,13 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case call := <-m.calls:
+			call()
 		case event := <-m.events:
 			event()
 			m.drain()
+		case <-m.hinted.wake:
+			m.acceptHints(m.hinted.take())
 		case <-timer.C:
 			m.dirty = true
 		case <-nudge:
@@ -134,9 +148,12 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 	}
 }
 
-// drain takes the events that wait, so that a burst is stored, planned and applied once.
+// drain takes events that wait, so that a burst is stored, planned and applied once; but not beyond a new policy.
 func (m *Mesh) drain() {
-	for range eventQueue {
+	for range drainAtOnce {
+		if m.newPolicy {
+			return
+		}
 		select {
 		case event := <-m.events:
 			event()
@@ -148,6 +165,7 @@ func (m *Mesh) drain() {
 
 // settle makes the kernel follow the state and says how long nothing will have to be done.
 func (m *Mesh) settle(ctx context.Context) time.Duration {
+	m.newPolicy = false
 	m.flushRecords()
 	if m.dirty {
 		m.expire()
@@ -157,8 +175,8 @@ func (m *Mesh) settle(ctx context.Context) time.Duration {
 		m.dirty = false
 	}
 	m.dismiss() // after the kernel: what is cut off must not wait for connections to close
-	m.announce()
 	m.publish()
+	m.announce() // after publish: who hears it asks at once
 	if m.problem != nil {
 		return max(m.retryAt.Sub(m.options.Now()), time.Millisecond)
 	}
@@ -197,12 +215,16 @@ func (m *Mesh) do(event func()) bool {
 	}
 }
 
-// ErrBusy is returned when the loop is too far behind to take an event that must not be lost,
-// ErrStopped when it has ended.
-var (
-	ErrBusy    = errors.New("mesh is busy")
-	ErrStopped = errors.New("mesh has stopped")
-)
+// deliver queues the event of a worker of the loop, and waits for room.
+func (m *Mesh) deliver(ctx context.Context, event func()) {
+	select {
+	case m.events <- event:
+	case <-ctx.Done():
+	}
+}
+
+// ErrStopped is returned when the loop has ended.
+var ErrStopped = errors.New("mesh has stopped")
 
 // SetSelf replaces what this host says about itself. A new record is signed and spread.
 func (m *Mesh) SetSelf(s Self) error {
@@ -220,11 +242,13 @@ func (m *Mesh) SubmitRecord(raw []byte) error {
 	return m.call(func() error { return m.acceptRecord(raw, m.options.Host) })
 }
 
-// call runs fn in the loop, which must have been started, and waits for it; or runs nothing if the queue is full.
+// call runs fn in the loop and waits for it; Run must have been called.
 func (m *Mesh) call(fn func() error) error {
 	done := make(chan error, 1)
-	if !m.do(func() { done <- fn() }) {
-		return ErrBusy
+	select {
+	case m.calls <- func() { done <- fn() }:
+	case <-m.stopped:
+		return ErrStopped
 	}
 	select {
 	case err := <-done:
@@ -235,10 +259,10 @@ func (m *Mesh) call(fn func() error) error {
 }
 
 // Hint reports what host says about itself, over a connection of its own.
-func (m *Mesh) Hint(host string, h Hint) { m.do(func() { m.acceptHint(host, h, true) }) }
+func (m *Mesh) Hint(host string, h Hint) { m.hinted.put(host, h, true) }
 
 // Rumour reports what gossip says that host says about itself.
-func (m *Mesh) Rumour(host string, h Hint) { m.do(func() { m.acceptHint(host, h, false) }) }
+func (m *Mesh) Rumour(host string, h Hint) { m.hinted.put(host, h, false) }
 
 // Unknown reports that from spoke of a host that has no verified record here.
 func (m *Mesh) Unknown(host, from string) {
@@ -262,6 +286,12 @@ func (m *Mesh) Known(host string) bool { return m.Snapshot().Records[host] != ni
 
 // Trust is what certificates are judged by now.
 func (m *Mesh) Trust() *identity.Trust { return m.Snapshot().Trust }
+
+// trusted says whether host has the control role.
+func (m *Mesh) trusted(host string) bool {
+	r := m.Snapshot().Records[host]
+	return r != nil && r.HostCert.Control
+}
 
 // Ping returns nil once the loop has taken it.
 func (m *Mesh) Ping() error { return m.call(func() error { return nil }) }

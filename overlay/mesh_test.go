@@ -2,8 +2,10 @@ package overlay_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -521,6 +523,79 @@ func TestExpiredCertificatesEndTheirGrants(t *testing.T) {
 	})
 }
 
+// hostile is a member that says that it has news, and answers as it likes.
+func (w *world) hostile(name string, answer func(overlay.Stream)) *overlaytest.Node {
+	w.t.Helper()
+	w.enrol(name, "agent-"+name, map[string]string{"function": "read"})
+	w.introduce()
+	w.pass(2 * time.Second)
+	w.members[name].stop()
+	node := w.net.Node(name)
+	node.OnStream(overlay.KindPull, func(_ context.Context, _ string, s overlay.Stream) { answer(s) })
+	return node
+}
+
+// lie sends hints to everyone until the test ends.
+func (w *world) lie(ctx context.Context, node *overlaytest.Node) {
+	payload, err := overlay.Hint{RecordSequence: 1 << 62, PolicyVersion: 1 << 40}.AppendBinary(nil)
+	if err != nil {
+		w.t.Error(err)
+	}
+	for tick := time.NewTicker(50 * time.Millisecond); ctx.Err() == nil; {
+		for _, victim := range []string{"h1", "h2", "h3"} {
+			_ = node.Send(victim, overlay.KindHint, payload)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// Members that promise news and are silent, or flood, hold up nobody's policy.
+func TestHostileMembersDelayNoPolicy(t *testing.T) {
+	for name, answer := range map[string]func(raw []byte, s overlay.Stream){
+		"silent": func(_ []byte, s overlay.Stream) { _, _ = io.Copy(io.Discard, s); <-time.After(time.Minute) },
+		"flooding": func(raw []byte, s overlay.Stream) {
+			frame := append(binary.BigEndian.AppendUint32(nil, uint32(1+len(raw))), 'R')
+			for {
+				if _, err := s.Write(append(frame, raw...)); err != nil {
+					return
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				ctx, cancel := context.WithCancel(t.Context())
+				var lying sync.WaitGroup
+				defer lying.Wait()
+				defer cancel()
+				for i := range 8 {
+					host := fmt.Sprint("h", i+4)
+					var raw []byte
+					node := w.hostile(host, func(s overlay.Stream) { answer(raw, s) })
+					raw = w.members["h1"].Snapshot().Records[host].Raw
+					lying.Go(func() { w.lie(ctx, node) })
+				}
+				for range 5 {
+					w.pass(7 * time.Second)
+					w.submit(w.policy(fmt.Sprintf(readsDocument, "")))
+					w.pass(soon)
+					for _, host := range []string{"h1", "h2", "h3"} {
+						if got := w.members[host].Snapshot().Enforced; got != w.newest.Version {
+							t.Errorf("%s enforces %d of %d", host, got, w.newest.Version)
+						}
+					}
+				}
+				if refused := w.members["h2"].Snapshot().Refused; name == "flooding" && (refused["record-useless"] == 0 || refused["event-overflow"] > 0) {
+					t.Errorf("refused were %v", refused)
+				}
+			})
+		})
+	}
+}
+
 // A host whose state directory was restored from a copy repeats sequence numbers, until it hears itself.
 func TestRestoredHostSpeaksLouder(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -535,6 +610,7 @@ func TestRestoredHostSpeaksLouder(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.introduce()
+		w.pass(2 * time.Second) // h3 was asked a moment ago
 		got := w.members["h3"].Snapshot().Records["h2"]
 		if got.Sequence <= future.Sequence || len(got.Endpoints) != 1 {
 			t.Errorf("h3 holds sequence %d with endpoints %v", got.Sequence, got.Endpoints)

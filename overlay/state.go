@@ -2,9 +2,7 @@ package overlay
 
 import (
 	"errors"
-	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -22,14 +20,15 @@ type Self struct {
 
 // state is what the loop owns.
 type state struct {
-	trust   *identity.Trust
-	self    *Self
-	policy  *signed.VerifiedPolicy
-	records map[string]*signed.VerifiedRecord // of all hosts, this one's too
-	hints   map[string]Hint
-	heard   map[string]bool                   // hosts that gave their hint themselves: what others say of it does not count any more
-	staged  map[string]*signed.VerifiedRecord // verified, not yet stored
-	refused map[string]uint64                 // what was dropped, by reason
+	trust    *identity.Trust
+	self     *Self
+	policy   *signed.VerifiedPolicy
+	records  map[string]*signed.VerifiedRecord // of all hosts, this one's too
+	hints    map[string]Hint
+	rumoured map[string]time.Time              // when hosts were last asked because of what others say
+	heard    map[string]bool                   // hosts that gave their hint themselves: what others say of it does not count any more
+	staged   map[string]*signed.VerifiedRecord // verified, not yet stored
+	refused  map[string]uint64                 // what was dropped, by reason
 
 	drivers   Drivers
 	pulls     *pulls
@@ -41,6 +40,7 @@ type state struct {
 	retryAt   time.Time // when it is tried again
 	storage   error     // why the store does not follow the state
 	announced Hint
+	newPolicy bool                              // it is to be enforced before any other event
 	urgent    bool                              // this host is the origin of the news: tell everyone at once
 	nudges    int                               // how often to repeat a policy's news to hosts that do not say they hold it
 	revoked   bool                              // revocations have changed: connections are to be rechecked
@@ -52,13 +52,14 @@ type state struct {
 
 func newState(o Options) state {
 	return state{
-		trust:   &identity.Trust{Mesh: o.Mesh, Roots: o.Roots},
-		records: make(map[string]*signed.VerifiedRecord),
-		hints:   make(map[string]Hint),
-		heard:   make(map[string]bool),
-		staged:  make(map[string]*signed.VerifiedRecord),
-		refused: make(map[string]uint64),
-		owed:    make(map[string]*signed.VerifiedRecord),
+		trust:    &identity.Trust{Mesh: o.Mesh, Roots: o.Roots},
+		records:  make(map[string]*signed.VerifiedRecord),
+		hints:    make(map[string]Hint),
+		heard:    make(map[string]bool),
+		rumoured: make(map[string]time.Time),
+		staged:   make(map[string]*signed.VerifiedRecord),
+		refused:  make(map[string]uint64),
+		owed:     make(map[string]*signed.VerifiedRecord),
 	}
 }
 
@@ -99,7 +100,7 @@ func reasonOf(err error) string {
 		name string
 	}{
 		{identity.ErrExpired, "expired"}, {identity.ErrNotYetValid, "not-yet-valid"}, {identity.ErrRevoked, "revoked"},
-		{identity.ErrForeign, "foreign"}, {signed.ErrSignature, "forged"}, {signed.ErrOlder, "replayed"}, {signed.ErrFork, "forked"}, {errStorage, "not-stored"},
+		{identity.ErrForeign, "foreign"}, {signed.ErrSignature, "forged"}, {signed.ErrOlder, "replayed"}, {signed.ErrFork, "forked"}, {errStorage, "not-stored"}, {errUseless, "useless"},
 	} {
 		if errors.Is(err, r.err) {
 			return r.name
@@ -108,110 +109,17 @@ func reasonOf(err error) string {
 	return "malformed"
 }
 
-// received takes one frame of a pull's answer. It runs in a pull worker.
-func (m *Mesh) received(from string, kind byte, raw []byte) {
-	m.do(func() {
-		switch kind {
-		case frameRecord:
-			_ = m.acceptRecord(raw, from)
-		case framePolicy:
-			_ = m.acceptPolicy(raw, from)
-		default:
-			_ = m.refuse("frame", from, errFrame)
-		}
-	})
-}
-
-// acceptRecord verifies a record and stages it for the store.
-func (m *Mesh) acceptRecord(raw []byte, from string) error {
-	r, err := signed.OpenRecord(raw, m.trust, m.options.Now())
-	if err != nil {
-		return m.refuse("record", from, err)
-	}
-	held := m.records[r.Host]
-	if s := m.staged[r.Host]; s != nil {
-		held = s
-	}
-	switch {
-	case held != nil && r.Digest == held.Digest:
-		return nil
-	case r.Host == m.options.Host && from != m.options.Host:
-		// Our own words from before a state directory was restored: speak louder than they.
-		if held == nil || r.Sequence >= held.Sequence {
-			return m.signSelf(r.Sequence + 1)
-		}
-		return nil
-	case held != nil && r.Sequence < held.Sequence:
-		return m.refuse("record", from, fmt.Errorf("record of %s has sequence %d, below %d: %w", r.Host, r.Sequence, held.Sequence, signed.ErrOlder))
-	case held != nil && r.Sequence == held.Sequence:
-		return m.refuse("record", from, fmt.Errorf("record of %s differs at sequence %d: %w", r.Host, r.Sequence, signed.ErrFork))
-	}
-	m.staged[r.Host] = r
-	return nil
-}
-
-// flushRecords stores what was staged in one transaction and acts on it.
-func (m *Mesh) flushRecords() {
-	if len(m.staged)+len(m.void) == 0 {
-		return
-	}
-	maps.Copy(m.owed, m.staged)
-	m.payStore()
-	if len(m.staged) == 0 {
-		return
-	}
-	records := maps.Clone(m.records)
-	var learned []string
-	for host, r := range m.staged {
-		if records[host] == nil && host != m.options.Host {
-			learned = append(learned, host)
-		}
-		records[host] = r
-	}
-	m.records = records
-	clear(m.staged)
-	m.dirty = true
-	m.publish() // before gossip asks whether they are known
-	for _, host := range learned {
-		m.options.Logger.Info("learned host", "host", host)
-		m.drivers.Gossip.Learned(host)
-	}
-	if len(learned) <= greetAtOnce {
-		m.drivers.Gossip.Join(learned)
-	}
-}
-
-// payStore stores what is owed to the store. A record is used unstored, because any peer has it; the status says so.
-func (m *Mesh) payStore() {
-	if m.storage = m.storeRecords(m.owed, m.void); m.storage != nil {
-		m.options.Logger.Error("store records", "error", m.storage)
-		return
-	}
-	clear(m.owed)
-	m.void = nil
-}
-
-// retryStore tries again what a full or failed disk did not take.
-func (m *Mesh) retryStore() {
-	if m.policyOf != "" {
-		m.pulls.want(m.policyOf, pullRequest{PolicyVersion: m.policyVersion()})
-		m.policyOf = ""
-	}
-	if len(m.owed)+len(m.void) > 0 {
-		m.payStore()
-	}
-}
-
-// greetAtOnce is how many hosts learned together are asked for a gossip exchange at once: a newcomer, whose own
-// first words were refused because it was unknown, but not a whole mesh.
-const greetAtOnce = 3
-
-// acceptPolicy verifies a policy, stores it, and only then lets it count.
+// acceptPolicy verifies a policy and takes it.
 func (m *Mesh) acceptPolicy(raw []byte, from string) error {
 	p, err := signed.OpenPolicy(raw, m.trust, m.options.Now())
 	if err != nil {
 		return m.refuse("policy", from, err)
 	}
+	return m.takePolicy(p, from)
+}
+
+// takePolicy stores a verified policy, if it is newer than what is held, and only then lets it count.
+func (m *Mesh) takePolicy(p *signed.VerifiedPolicy, from string) error {
 	if m.policy != nil {
 		if p.Digest == m.policy.Digest {
 			return nil
@@ -235,7 +143,7 @@ func (m *Mesh) acceptPolicy(raw []byte, from string) error {
 	if from == m.options.Host {
 		m.urgent, m.nudges = true, maxNudges
 	}
-	m.dirty = true
+	m.dirty, m.newPolicy = true, true
 	return nil
 }
 
@@ -257,6 +165,7 @@ func (m *Mesh) recheck() {
 			delete(m.owed, host)
 			delete(m.hints, host)
 			delete(m.heard, host)
+			delete(m.rumoured, host)
 			m.gone, m.void = append(m.gone, host), append(m.void, host)
 		}
 	}
@@ -299,140 +208,6 @@ func (m *Mesh) expire() {
 		if host != m.options.Host {
 			m.drivers.Gossip.Forget(host)
 		}
-	}
-}
-
-func (m *Mesh) acceptSelf(s Self) error {
-	m.self = &s
-	var least uint64
-	if own := m.records[m.options.Host]; own != nil {
-		least = own.Sequence + 1
-	}
-	return m.signSelf(least)
-}
-
-// signSelf signs this host's record with a sequence of at least least. The clock in milliseconds is the
-// usual sequence, so that a restored state directory does not repeat one.
-func (m *Mesh) signSelf(least uint64) error {
-	if m.self == nil {
-		return nil
-	}
-	now := m.options.Now()
-	record := m.self.Record
-	record.Mesh, record.Host = m.options.Mesh, m.options.Host
-	record.Sequence = max(least, uint64(now.UnixMilli()))
-	cert, err := m.trust.Verify(record.Certificate, identity.KindHost, now)
-	if err != nil {
-		return fmt.Errorf("own certificate: %w", err)
-	}
-	record.Issued, record.Expires = now, cert.NotAfter
-	raw, err := signed.SignRecord(record, m.self.Key)
-	if err != nil {
-		return fmt.Errorf("sign record: %w", err)
-	}
-	m.urgent = true
-	return m.acceptRecord(raw, m.options.Host)
-}
-
-// acceptHint takes what a host says about itself, or what others say that it did.
-func (m *Mesh) acceptHint(host string, h Hint, direct bool) {
-	if host == m.options.Host {
-		return
-	}
-	if direct && m.heard[host] && m.hints[host] == h {
-		m.repeat(host)
-	}
-	if direct || !m.heard[host] {
-		m.hints[host] = h
-	}
-	m.heard[host] = m.heard[host] || direct
-	req := pullRequest{PolicyVersion: m.policyVersion()}
-	held := m.records[host]
-	if held == nil || h.RecordSequence > held.Sequence {
-		req.Want = []string{host}
-	}
-	if req.Want != nil || h.PolicyVersion > req.PolicyVersion {
-		m.pulls.want(host, req)
-	}
-}
-
-// repeat answers a control host that says the same again: it has not heard what is enforced here. Control hosts do not
-// answer, so that no two go on for ever.
-func (m *Mesh) repeat(host string) {
-	own, asker := m.records[m.options.Host], m.records[host]
-	if own != nil && asker != nil && asker.HostCert.Control && !own.HostCert.Control {
-		m.sendHint(host)
-	}
-}
-
-// sync asks host for all that it holds and we do not.
-func (m *Mesh) sync(host string) {
-	have := make(map[string]uint64, len(m.records))
-	for name, r := range m.records {
-		have[name] = r.Sequence
-	}
-	m.pulls.want(host, pullRequest{Have: have, PolicyVersion: m.policyVersion()})
-}
-
-func (m *Mesh) syncRandom() {
-	alive := m.drivers.Gossip.Alive()
-	if len(alive) == 0 {
-		return
-	}
-	m.sync(alive[rand.IntN(len(alive))])
-}
-
-// hint is what this host says about itself now.
-func (m *Mesh) hint() Hint {
-	h := Hint{Enforced: m.enforced}
-	if own := m.records[m.options.Host]; own != nil {
-		h.RecordSequence, h.RecordDigest = own.Sequence, own.Digest
-	}
-	if m.policy != nil {
-		h.PolicyVersion, h.PolicyDigest = m.policy.Version, m.policy.Digest
-	}
-	return h
-}
-
-// announce spreads the hint when it changed: by gossip to all in the end, and directly to those who
-// wait for it: to everyone what began here, to control hosts what is enforced here.
-func (m *Mesh) announce() {
-	h := m.hint()
-	if h == m.announced {
-		return
-	}
-	m.drivers.Gossip.Announce(h)
-	m.announced = h
-	for host, r := range m.records {
-		if host != m.options.Host && (m.urgent || r.HostCert.Control) {
-			m.sendHint(host)
-		}
-	}
-	m.urgent = false
-}
-
-// nudge tells the news again to live hosts that have not said that they enforce it: a datagram may be lost either way.
-func (m *Mesh) nudge() {
-	behind := false
-	for _, host := range m.drivers.Gossip.Alive() {
-		if m.hints[host].Enforced < m.policyVersion() {
-			behind = true
-			m.sendHint(host)
-		}
-	}
-	m.nudges--
-	if !behind {
-		m.nudges = 0
-	}
-}
-
-func (m *Mesh) sendHint(host string) {
-	payload, err := m.hint().AppendBinary(nil)
-	if err == nil {
-		err = m.drivers.Network.Send(host, KindHint, payload)
-	}
-	if err != nil {
-		m.options.Logger.Debug("send hint", "peer", host, "error", err)
 	}
 }
 
