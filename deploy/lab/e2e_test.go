@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -91,27 +92,33 @@ func serveAgents(t *testing.T, m *Mesh, agents map[string]segment.Agent, ports .
 	}
 }
 
-// checkMatrix holds packets against the policy's specification for every ordered pair, port and family.
+// checkMatrix holds packets against the policy's specification for every ordered pair, port and family. All pairs are
+// tried at once: a refused ping takes a second.
 func checkMatrix(t *testing.T, m *Mesh, policy *segment.Policy, agents map[string]segment.Agent, ports []segment.Port) {
 	t.Helper()
+	var pairs sync.WaitGroup
+	defer pairs.Wait()
 	for _, src := range m.Hosts {
 		for _, dst := range m.Hosts {
 			a, okA := agents[src.Agent]
 			b, okB := agents[dst.Agent]
-			if !okA || !okB || src == dst {
-				continue
+			if okA && okB && src != dst {
+				pairs.Go(func() { checkPair(t, src, policy, a, b, ports) })
 			}
-			for _, port := range ports {
-				want := policy.Decide(a, b, port, time.Now()).Allow
-				for i := range a.Addresses {
-					got := src.Reaches(t.Context(), a.Addresses[i], b.Addresses[i], port)
-					if want && !got { // one packet may be lost; a denied one must never arrive
-						got = src.Reaches(t.Context(), a.Addresses[i], b.Addresses[i], port)
-					}
-					if got != want {
-						t.Errorf("%s to %s of %s at %s: packets %v, policy %v", a.Name, port, b.Name, b.Addresses[i], got, want)
-					}
-				}
+		}
+	}
+}
+
+func checkPair(t *testing.T, src *Node, policy *segment.Policy, a, b segment.Agent, ports []segment.Port) {
+	for _, port := range ports {
+		want := policy.Decide(a, b, port, time.Now()).Allow
+		for i := range a.Addresses {
+			got := src.Reaches(t.Context(), a.Addresses[i], b.Addresses[i], port)
+			if want && !got { // one packet may be lost; a denied one must never arrive
+				got = src.Reaches(t.Context(), a.Addresses[i], b.Addresses[i], port)
+			}
+			if got != want {
+				t.Errorf("%s to %s of %s at %s: packets %v, policy %v", a.Name, port, b.Name, b.Addresses[i], got, want)
 			}
 		}
 	}
