@@ -19,18 +19,20 @@ type applicant struct {
 	mesh, host string
 	key        identity.Key
 	hostCSR    []byte
-	wireguard  [32]byte
+	wireguard  [32]byte // private
+	public     [32]byte // of wireguard
 	agents     []authority.AgentRequest
 	agentKeys  map[string]identity.Key
 }
 
-func newApplicant(mesh, host string, agents []AgentSpec) (*applicant, error) {
-	a := &applicant{mesh: mesh, host: host, agentKeys: make(map[string]identity.Key)}
+// newApplicant asks for a host whose WireGuard private key is given.
+func newApplicant(mesh, host string, wireguard [32]byte, agents []AgentSpec) (*applicant, error) {
+	a := &applicant{mesh: mesh, host: host, wireguard: wireguard, agentKeys: make(map[string]identity.Key)}
 	var err error
 	if a.key, a.hostCSR, err = newKey(identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: host}); err != nil {
 		return nil, err
 	}
-	if a.wireguard, err = tunnel.GenerateKey(); err != nil {
+	if a.public, err = tunnel.PublicKey(wireguard); err != nil {
 		return nil, err
 	}
 	for _, spec := range agents {
@@ -44,18 +46,22 @@ func newApplicant(mesh, host string, agents []AgentSpec) (*applicant, error) {
 	return a, nil
 }
 
-// renewal asks anew, with new keys, for what c has.
+// application asks for a host that is in no mesh yet.
+func application(mesh, host string, agents []AgentSpec) (*applicant, error) {
+	wireguard, err := tunnel.GenerateKey()
+	if err != nil {
+		return nil, err
+	}
+	return newApplicant(mesh, host, wireguard, agents)
+}
+
+// renewal asks anew, with new keys, for what c has. The WireGuard key stays, so that tunnels go on.
 func renewal(c *Credentials) (*applicant, error) {
 	var specs []AgentSpec
 	for _, a := range c.Agents {
 		specs = append(specs, AgentSpec{Name: a.Name})
 	}
-	a, err := newApplicant(c.Mesh, c.Host, specs)
-	if err != nil {
-		return nil, err
-	}
-	a.wireguard = c.WireGuard // tunnels go on
-	return a, nil
+	return newApplicant(c.Mesh, c.Host, c.WireGuard, specs)
 }
 
 func newKey(id identity.ID) (identity.Key, []byte, error) {
@@ -111,6 +117,9 @@ func (a *applicant) verify(e *authority.Enrollment, root [32]byte, now time.Time
 	}
 	if host.Name != a.host || !host.PublicKey.Equal(a.key.Public()) {
 		return fmt.Errorf("control certified %q with another key or name than asked for", host.Name)
+	}
+	if host.WireGuard != a.public {
+		return fmt.Errorf("control certified %q with another WireGuard key than this host has", host.Name)
 	}
 	for _, agent := range e.Agents {
 		cert, err := trust.Verify(agent.Chain, identity.KindAgent, now)

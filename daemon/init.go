@@ -97,11 +97,11 @@ func found(dir string, o InitOptions) (err error) {
 	if err := writeOperator(auth, filepath.Join(dir, operatorFile), founding.Root); err != nil {
 		return err
 	}
-	applicant, err := newApplicant(o.Mesh, o.Name, o.Agents)
+	applicant, err := application(o.Mesh, o.Name, o.Agents)
 	if err != nil {
 		return err
 	}
-	enrollment, err := auth.EnrollLocal(o.Name, applicant.hostCSR, applicant.agents)
+	enrollment, err := auth.EnrollLocal(o.Name, applicant.hostCSR, applicant.public[:], applicant.agents)
 	if err != nil {
 		return err
 	}

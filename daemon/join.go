@@ -59,12 +59,12 @@ func enrol(ctx context.Context, dir string, token authority.Token, o JoinOptions
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	applicant, err := newApplicant(token.Mesh, o.Name, o.Agents)
+	applicant, err := application(token.Mesh, o.Name, o.Agents)
 	if err != nil {
 		return err
 	}
 	answer, err := api.Enroll(ctx, token, authority.EnrollRequest{
-		TokenID: token.ID, Secret: token.Secret, Host: o.Name, HostCSR: applicant.hostCSR,
+		TokenID: token.ID, Secret: token.Secret, Host: o.Name, HostCSR: applicant.hostCSR, WireGuard: applicant.public[:],
 		Time: time.Now(), Agents: applicant.agents,
 	})
 	if err != nil {

@@ -28,6 +28,8 @@ type pullRequest struct {
 	Want          []string          `json:"want,omitempty"`
 	Have          map[string]uint64 `json:"have,omitempty"` // record sequence by host
 	PolicyVersion uint64            `json:"policyVersion"`
+
+	rumour bool // others said that there is news: if there is none, the host that is asked did not lie
 }
 
 var errFrame = errors.New("malformed frame")

@@ -33,7 +33,7 @@ func (m *Mesh) acceptHint(host string, h Hint, direct bool) {
 		m.hints[host] = h
 	}
 	m.heard[host] = m.heard[host] || direct
-	req := pullRequest{PolicyVersion: m.policyVersion()}
+	req := pullRequest{PolicyVersion: m.policyVersion(), rumour: !direct}
 	if held := m.records[host]; held == nil || h.RecordSequence > held.Sequence {
 		req.Want = []string{host}
 	}

@@ -18,9 +18,10 @@ import (
 
 const (
 	eventQueue   = 256
-	drainAtOnce  = 64               // events before what they changed is enforced
-	pullWorkers  = 6                // and one that only asks control hosts
-	syncInterval = 30 * time.Second // anti-entropy with one random host; halves to one and a half times of it
+	hintPause    = 20 * time.Millisecond // between two looks at what hosts say: each costs a new snapshot
+	drainAtOnce  = 64                    // events before what they changed is enforced
+	pullWorkers  = 6                     // and one that only asks control hosts
+	syncInterval = 30 * time.Second      // anti-entropy with one random host; halves to one and a half times of it
 	retryApply   = time.Second
 	nudgeEvery   = 150 * time.Millisecond
 	maxNudges    = 20
@@ -114,7 +115,8 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	m.dirty = true
-	var nudge, disk <-chan time.Time
+	hinted := m.hinted.wake
+	var nudge, disk, listen <-chan time.Time
 	for {
 		timer.Reset(m.settle(ctx))
 		if nudge == nil && m.nudges > 0 {
@@ -131,8 +133,11 @@ func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 		case event := <-m.events:
 			event()
 			m.drain()
-		case <-m.hinted.wake:
+		case <-hinted:
 			m.acceptHints(m.hinted.take())
+			hinted, listen = nil, time.After(hintPause)
+		case <-listen:
+			hinted = m.hinted.wake
 		case <-timer.C:
 			m.dirty = true
 		case <-nudge:
@@ -174,9 +179,9 @@ func (m *Mesh) settle(ctx context.Context) time.Duration {
 		m.retryAt = m.options.Now().Add(retryApply)
 		m.dirty = false
 	}
-	m.dismiss() // after the kernel: what is cut off must not wait for connections to close
 	m.publish()
 	m.announce() // after publish: who hears it asks at once
+	m.dismiss()  // last: neither the kernel nor other hosts must wait for connections to close
 	if m.problem != nil {
 		return max(m.retryAt.Sub(m.options.Now()), time.Millisecond)
 	}

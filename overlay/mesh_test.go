@@ -132,7 +132,7 @@ func (w *world) enrol(name, agent string, labels map[string]string) {
 		host = w.ca.Control(name)
 	}
 	m := &member{name: name, store: &overlaytest.Store{}, self: overlay.Self{Key: host.Key, Record: signed.Record{
-		Certificate: host.Chain, WireGuard: signed.PublicKey{name[1]},
+		Certificate: host.Chain, WireGuard: identitytest.WireGuard(name),
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2." + name[1:] + ":51900")},
 	}}}
 	if agent != "" {
@@ -337,7 +337,7 @@ func TestRevokedHostIsCutBeforeItsConnectionsAre(t *testing.T) {
 		w.pass(time.Second) // a certificate of this second would be newer than the revocation
 		w.submit(w.policy(fmt.Sprintf(readsDocument, ""), identity.Revocation{ID: "host/h2", Before: time.Now()}))
 		w.pass(soon)
-		if got := strings.Join(store.log, ", "); got != "firewall 0, forget h2, void" {
+		if got := strings.Join(store.log, ", "); got != "firewall 0, forget h2, void" { // the kernel first
 			t.Errorf("h3 did: %s", got)
 		}
 		if store.peers() != 0 || store.Known("h2") {
@@ -519,6 +519,23 @@ func TestExpiredCertificatesEndTheirGrants(t *testing.T) {
 			if m.grants()+m.peers() != 0 || m.Known("h2") && name != "h2" {
 				t.Errorf("%s holds on to hosts whose certificates have ended", name)
 			}
+		}
+	})
+}
+
+// Nothing to bring is what a quiet host has, for hours: it is no reason to ask it late when it has something.
+func TestQuietHostsAreAskedAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.net.Partition([]string{"h1"}, []string{"h2", "h3"})
+		w.pass(30 * time.Minute)
+		reader, store := w.members["h2"], w.members["h3"]
+		w.newest = w.policy(denyDocument)
+		if err := reader.SubmitPolicy(w.newest.Raw); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(time.Second)
+		if got := store.Snapshot().Enforced; got != w.newest.Version {
+			t.Errorf("h3 enforces %d a second after h2 had version %d", got, w.newest.Version)
 		}
 	})
 }

@@ -31,6 +31,7 @@ func (m *Mesh) load() error {
 				m.options.Logger.Warn("stored record is not valid now", "key", key, "error", err)
 				return nil
 			}
+			m.leaveOut(r)
 			if held := m.records[r.Host]; held == nil || r.Sequence > held.Sequence {
 				m.records[r.Host] = r
 			}

@@ -150,13 +150,16 @@ func tunnelConfig(in Inputs, rules *segment.Ruleset) TunnelConfig {
 		})
 	}
 	slices.SortFunc(config.Peers, func(a, b TunnelPeer) int { return strings.Compare(a.Host, b.Host) })
-	return dropSharedKeys(config)
+	return dropSharedKeys(config, in.Records[in.Host])
 }
 
-// dropSharedKeys leaves out every peer whose WireGuard key another peer also claims: which of them
-// the tunnel would reach is open, so neither is.
-func dropSharedKeys(c TunnelConfig) TunnelConfig {
-	count := make(map[[32]byte]int, len(c.Peers))
+// dropSharedKeys leaves out every peer whose WireGuard key another peer, or this host, also has: which of them
+// the tunnel would reach is open, so neither is. The authority certifies no key twice; this is in case it did.
+func dropSharedKeys(c TunnelConfig, own *signed.VerifiedRecord) TunnelConfig {
+	count := make(map[[32]byte]int, len(c.Peers)+1)
+	if own != nil {
+		count[own.WireGuard]++
+	}
 	for _, p := range c.Peers {
 		count[p.PublicKey]++
 	}

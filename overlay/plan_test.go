@@ -81,7 +81,9 @@ func TestPlanLaws(t *testing.T) {
 				in.Now = in.Now.Add(20 * time.Minute)
 			case "own":
 				in.Local = nil
-				for _, c := range drawRecord(t, "h0").AgentCerts {
+				own := drawRecord(t, "h0")
+				in.Records["h0"] = &signed.VerifiedRecord{Record: own.Record, HostCert: own.HostCert}
+				for _, c := range own.AgentCerts {
 					if in.Now.Before(c.NotAfter) && !slices.ContainsFunc(in.Local, func(a overlay.AgentState) bool { return a.Name == c.Name }) {
 						in.Local = append(in.Local, overlay.AgentState{
 							Agent:   segment.Agent{Name: c.Name, Host: "h0", Labels: segment.Labels(c.Labels), Addresses: c.Addresses},
@@ -132,7 +134,7 @@ func backed(t *rapid.T, in overlay.Inputs, plan overlay.HostPlan) {
 			t.Fatalf("the grant %+v has ended", a)
 		}
 	}
-	keys := map[[32]byte]string{}
+	keys := map[[32]byte]string{in.Records["h0"].WireGuard: "this host"}
 	for _, p := range plan.Tunnel.Peers {
 		if other := keys[p.PublicKey]; other != "" {
 			t.Fatalf("%s and %s have one key", p.Host, other)

@@ -59,7 +59,8 @@ func (p *pulls) want(host string, req pullRequest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if old, ok := p.waiting[host]; ok {
-		req = merge(old, req)
+		p.waiting[host] = merge(old, req)
+		return
 	} else if len(p.waiting) >= maxPullsAhead && !p.trusted(host) {
 		return // anti-entropy asks again
 	}
@@ -98,6 +99,7 @@ func merge(a, b pullRequest) pullRequest {
 	if b.Have == nil {
 		b.Have = a.Have
 	}
+	b.rumour = a.rumour && b.rumour
 	for _, w := range a.Want {
 		if len(b.Want) < maxPullsAhead && !contains(b.Want, w) {
 			b.Want = append(b.Want, w)
@@ -150,6 +152,8 @@ func (p *pulls) done(host string, brought int, err error) {
 		delete(p.paused, host)
 	case err == nil && brought > 0:
 		p.paused[host] = pause{until: time.Now().Add(recordPause)}
+	case err == nil: // there was nothing to bring
+		p.paused[host] = pause{until: time.Now().Add(pullPause)}
 	default:
 		wait := min(pullPause<<min(last.fails, 10), maxPullPause)
 		if trusted {
@@ -181,7 +185,7 @@ func (p *pulls) work(ctx context.Context, onlyTrusted bool, received func(contex
 			continue
 		}
 		brought, err := p.ask(ctx, host, req, received)
-		if brought == 0 && err == nil && req.Have == nil {
+		if brought == 0 && err == nil && req.Have == nil && !req.rumour {
 			err = errUseless
 		}
 		p.done(host, brought, err)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
@@ -43,14 +44,19 @@ func (m *Mesh) stage(r *signed.VerifiedRecord, from string) error {
 	case held != nil && r.Sequence == held.Sequence:
 		return m.refuse("record", from, fmt.Errorf("record of %s differs at sequence %d: %w", r.Host, r.Sequence, signed.ErrFork))
 	}
-	r.Endpoints = slices.DeleteFunc(slices.Clone(r.Endpoints), m.inOverlay)
+	if now := m.options.Now(); !now.Before(r.HostCert.NotAfter) {
+		return m.refuse("record", from, fmt.Errorf("record of %s: certificate ended %s: %w", r.Host, r.HostCert.NotAfter.Format(time.RFC3339), identity.ErrExpired))
+	}
+	m.leaveOut(r)
 	m.staged[r.Host] = r
 	return nil
 }
 
-// inOverlay is true for an address within the overlay itself: packets for it would go round in circles.
-func (m *Mesh) inOverlay(e netip.AddrPort) bool {
-	return slices.ContainsFunc(m.options.Prefixes, func(p netip.Prefix) bool { return p.Contains(e.Addr()) })
+// leaveOut drops endpoints within the overlay itself: packets for them would go round in circles.
+func (m *Mesh) leaveOut(r *signed.VerifiedRecord) {
+	r.Endpoints = slices.DeleteFunc(slices.Clone(r.Endpoints), func(e netip.AddrPort) bool {
+		return slices.ContainsFunc(m.options.Prefixes, func(p netip.Prefix) bool { return p.Contains(e.Addr()) })
+	})
 }
 
 // flushRecords stores what was staged in one transaction and acts on it.

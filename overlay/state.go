@@ -137,9 +137,11 @@ func (m *Mesh) takePolicy(p *signed.VerifiedPolicy, from string) error {
 	}
 	m.storage, m.policyOf = nil, ""
 	m.policy = p
-	m.trust = &identity.Trust{Mesh: m.trust.Mesh, Roots: m.trust.Roots, Revocations: p.Revocations}
 	m.options.Logger.Info("policy accepted", "version", p.Version, "peer", from)
-	m.recheck()
+	if !slices.Equal(m.trust.Revocations, p.Revocations) {
+		m.trust = &identity.Trust{Mesh: m.trust.Mesh, Roots: m.trust.Roots, Revocations: p.Revocations}
+		m.recheck()
+	}
 	if from == m.options.Host {
 		m.urgent, m.nudges = true, maxNudges
 	}
@@ -177,8 +179,7 @@ func (m *Mesh) dismiss() {
 	if !m.revoked {
 		return
 	}
-	m.publish() // before gossip asks whether they are known
-	for _, host := range m.gone {
+	for _, host := range m.gone { // gossip asks whether they are known: that is published
 		m.drivers.Gossip.Forget(host)
 	}
 	m.revoked, m.gone = false, nil

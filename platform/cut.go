@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -23,8 +24,25 @@ type flow struct {
 
 // cut makes the kernel forget every connection with an overlay address that want does not allow, and closes
 // the TCP sockets of such, so that local programs notice at once. The sets already drop their packets.
-func (f *Firewall) cut(want sets) error {
-	c := cutter{want: want, prefixes: f.options.Prefixes, now: instantOf(f.now()), ended: make(map[flow]bool)}
+func (f *Firewall) cut(want sets) error { return f.cutWithin(f.options.Prefixes, want) }
+
+// cutAll ends every connection of the overlay, which the fence's routes name if nobody else does.
+func (f *Firewall) cutAll() error {
+	routes, err := fenceRoutes()
+	if err != nil {
+		return err
+	}
+	prefixes := slices.Clone(f.options.Prefixes)
+	for _, r := range routes {
+		if p, err := netip.ParsePrefix(r.Dst.String()); err == nil {
+			prefixes = append(prefixes, p)
+		}
+	}
+	return f.cutWithin(prefixes, fixedSets())
+}
+
+func (f *Firewall) cutWithin(prefixes []netip.Prefix, want sets) error {
+	c := cutter{want: want, prefixes: prefixes, now: instantOf(f.now()), ended: make(map[flow]bool)}
 	for _, fam := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		if err := c.forget(fam); err != nil {
 			return fmt.Errorf("delete tracked connections: %w", err)

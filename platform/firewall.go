@@ -215,12 +215,15 @@ func (f *Firewall) writeRules(ctx context.Context, rules []wideRange) error {
 	return nil
 }
 
-// Remove takes all rules, sets and routes of ours out of the kernel, and nothing else. It needs no Fence
-// before, and may be repeated.
+// Remove takes all rules, sets and routes of ours out of the kernel, and nothing else. Before, it ends the flows of
+// the overlay, which nobody will answer. It needs no Fence before, and may be repeated.
 func (f *Firewall) Remove(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.state = enforced{}
+	if err := f.cutAll(); err != nil {
+		return fmt.Errorf("remove firewall: %w", err)
+	}
 	var errs []error
 	for _, x := range append(f.others(), f.tables...) {
 		errs = append(errs, x.remove(ctx))

@@ -16,7 +16,7 @@ import (
 func enrollRequest(t *testing.T, host string) authority.EnrollRequest {
 	t.Helper()
 	_, csr := newCSR(t, identity.KindHost, host)
-	return authority.EnrollRequest{Host: host, HostCSR: csr}
+	return authority.EnrollRequest{Host: host, HostCSR: csr, WireGuard: wireguard(host)}
 }
 
 func TestEnrollGivesAllThatAHostNeeds(t *testing.T) {
@@ -53,7 +53,7 @@ func TestEnrollSendsNothingToAStranger(t *testing.T) {
 func TestEnrollRefusesAHostWithoutControl(t *testing.T) {
 	w := newWorld(t)
 	key, csr := newCSR(t, identity.KindHost, "h2")
-	e, err := Enroll(t.Context(), w.token(authority.TokenRequest{}), authority.EnrollRequest{Host: "h2", HostCSR: csr})
+	e, err := Enroll(t.Context(), w.token(authority.TokenRequest{}), authority.EnrollRequest{Host: "h2", HostCSR: csr, WireGuard: wireguard("h2")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func (a anchor) verify(presented []*x509.Certificate, now time.Time) error {
 		return clockError(presented, now)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrForeign, err)
+		return fmt.Errorf("%w: %w (fix: check the address; a token or a certificate is good for its own mesh alone)", ErrForeign, err)
 	}
 	if !cert.Claims.Control {
 		return fmt.Errorf("%w: %s has no control role (fix: use the address of a control host)", ErrForeign, cert.ID)

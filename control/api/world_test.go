@@ -14,6 +14,7 @@ import (
 
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
+	"github.com/bulkhead-mesh/bulkhead/overlay/identity/identitytest"
 	"github.com/bulkhead-mesh/bulkhead/overlay/overlaytest"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
 	"github.com/bulkhead-mesh/bulkhead/segment"
@@ -115,7 +116,7 @@ func (w *world) found() {
 		}
 	})
 	key, csr := newCSR(w.t, identity.KindHost, "h1")
-	e, err := w.authority.EnrollLocal("h1", csr, nil)
+	e, err := w.authority.EnrollLocal("h1", csr, wireguard("h1"), nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -145,6 +146,12 @@ func serveUntilEnd(t *testing.T, l net.Listener, h http.Handler) {
 			t.Errorf("Serve = %v, want nil on cancellation", err)
 		}
 	})
+}
+
+// wireguard is the public key of a host.
+func wireguard(host string) []byte {
+	key := identitytest.WireGuard(host)
+	return key[:]
 }
 
 func newCSR(t *testing.T, kind identity.Kind, name string) (identity.Key, []byte) {
@@ -202,7 +209,7 @@ func (w *world) join(host, agent string, labels segment.Labels) *Client {
 	w.t.Helper()
 	key, csr := newCSR(w.t, identity.KindHost, host)
 	_, agentCSR := newCSR(w.t, identity.KindAgent, agent)
-	e, err := Enroll(w.t.Context(), w.token(authority.TokenRequest{Grant: labels}), authority.EnrollRequest{Host: host, HostCSR: csr,
+	e, err := Enroll(w.t.Context(), w.token(authority.TokenRequest{Grant: labels}), authority.EnrollRequest{Host: host, HostCSR: csr, WireGuard: wireguard(host),
 		Agents: []authority.AgentRequest{{Name: agent, Labels: labels, CSR: agentCSR}}})
 	if err != nil {
 		w.t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
+	"github.com/bulkhead-mesh/bulkhead/overlay/identity/identitytest"
 	"github.com/bulkhead-mesh/bulkhead/overlay/overlaytest"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
 	"github.com/bulkhead-mesh/bulkhead/segment"
@@ -99,10 +100,16 @@ func (w *world) token(r authority.TokenRequest) authority.Token {
 
 var grant = segment.Labels{"function": "plan", "sensitivity": "internal"}
 
+// wireguard is the public key of a host.
+func wireguard(host string) []byte {
+	key := identitytest.WireGuard(host)
+	return key[:]
+}
+
 // joining is a request that Enroll takes.
 func (w *world) joining(token authority.Token, host string, agents ...string) authority.EnrollRequest {
 	w.t.Helper()
-	r := authority.EnrollRequest{TokenID: token.ID, Secret: token.Secret, Host: host, HostCSR: csr(w.t, identity.KindHost, host), Time: w.now}
+	r := authority.EnrollRequest{TokenID: token.ID, Secret: token.Secret, Host: host, HostCSR: csr(w.t, identity.KindHost, host), WireGuard: wireguard(host), Time: w.now}
 	for _, name := range agents {
 		r.Agents = append(r.Agents, authority.AgentRequest{Name: name, Labels: grant, CSR: csr(w.t, identity.KindAgent, name)})
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
+	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
@@ -21,9 +22,10 @@ const (
 
 // joiner is a checked request: the CSRs prove their keys and name what they shall certify.
 type joiner struct {
-	host   string
-	key    ed25519.PublicKey
-	agents []joinerAgent
+	host      string
+	key       ed25519.PublicKey
+	wireguard signed.PublicKey // of a host that renews: zero, the registry has it
+	agents    []joinerAgent
 }
 
 type joinerAgent struct {
@@ -56,7 +58,7 @@ func (a *Authority) tryEnroll(p Principal, r EnrollRequest) (*Enrollment, error)
 	if err != nil {
 		return nil, plain(err)
 	}
-	j, err := a.checkJoiner(r.Host, r.HostCSR, r.Agents)
+	j, err := a.checkNewcomer(r.Host, r.HostCSR, r.WireGuard, r.Agents)
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +78,8 @@ func (a *Authority) tryEnroll(p Principal, r EnrollRequest) (*Enrollment, error)
 }
 
 // EnrollLocal enrols the host that founds the mesh, as a control host. Only the local root may ask for it.
-func (a *Authority) EnrollLocal(host string, hostCSR []byte, agents []AgentRequest) (*Enrollment, error) {
-	j, err := a.checkJoiner(host, hostCSR, agents)
+func (a *Authority) EnrollLocal(host string, hostCSR, wireguard []byte, agents []AgentRequest) (*Enrollment, error) {
+	j, err := a.checkNewcomer(host, hostCSR, wireguard, agents)
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +107,19 @@ func (a *Authority) checkClock(theirs time.Time) error {
 	return &Error{Code: CodeClockSkew, Field: "time",
 		Message: fmt.Sprintf("this host's clock is %v %s that of control", skew.Abs().Round(time.Second), direction),
 		Fix:     "set the clock (NTP), then join again with the same token"}
+}
+
+// checkNewcomer is checkJoiner for a host that has no WireGuard key in the registry yet.
+func (a *Authority) checkNewcomer(host string, csr, wireguard []byte, requests []AgentRequest) (*joiner, error) {
+	j, err := a.checkJoiner(host, csr, requests)
+	if err != nil {
+		return nil, err
+	}
+	if n := copy(j.wireguard[:], wireguard); n != len(wireguard) || n != len(j.wireguard) || j.wireguard == (signed.PublicKey{}) {
+		return nil, &Error{Code: CodeInvalid, Field: "wireguard", Fix: "send the public key of the host's WireGuard key pair",
+			Message: fmt.Sprintf("got %d bytes; a WireGuard public key has %d, not all zero", len(wireguard), len(j.wireguard))}
+	}
+	return j, nil
 }
 
 func (a *Authority) checkJoiner(host string, csr []byte, requests []AgentRequest) (*joiner, error) {
@@ -176,7 +191,10 @@ func (t *txn) enroll(p Principal, j *joiner, control bool) (*Enrollment, error) 
 	if t.Get(bucketHosts, j.host) != nil {
 		return nil, nameTaken("host", j.host)
 	}
-	host := &hostRow{Name: j.host, Joined: t.now, Control: control}
+	if err := t.checkWireGuard(j.wireguard); err != nil {
+		return nil, err
+	}
+	host := &hostRow{Name: j.host, Joined: t.now, Control: control, WireGuard: j.wireguard}
 	chain, err := t.issueHost(host, j.key)
 	if err != nil {
 		return nil, err
@@ -201,6 +219,18 @@ func (t *txn) enroll(p Principal, j *joiner, control bool) (*Enrollment, error) 
 		return nil, err
 	}
 	return e, t.complete(e)
+}
+
+// checkWireGuard refuses the key of another host: whose name it has would be whose packets it gets. Nobody needs the
+// key of a revoked host.
+func (t *txn) checkWireGuard(key signed.PublicKey) error {
+	return each(t, bucketHosts, func(r *hostRow) error {
+		if r.WireGuard != key || r.Revoked != nil {
+			return nil
+		}
+		return &Error{Code: CodeExists, Field: "wireguard", Message: fmt.Sprintf("host %q has this WireGuard key already", r.Name),
+			Fix: "make a new key for this host: no two hosts share one"}
+	})
 }
 
 // register makes the row of a new agent. The name of a revoked agent may be taken: its certificates stay void.
@@ -236,7 +266,7 @@ func (t *txn) issueHost(row *hostRow, key ed25519.PublicKey) ([][]byte, error) {
 	row.issue(t.now, leafLife)
 	chain, err := t.a.issuing.Issue(identity.Request{
 		ID:     identity.ID{Mesh: t.a.mesh.Mesh, Kind: identity.KindHost, Name: row.Name},
-		Claims: identity.Claims{Issued: row.Issued, Control: row.Control}, PublicKey: key, Life: row.NotAfter.Sub(t.now),
+		Claims: identity.Claims{Issued: row.Issued, Control: row.Control, WireGuard: row.WireGuard}, PublicKey: key, Life: row.NotAfter.Sub(t.now),
 	}, t.now)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate of host %s: %w", row.Name, err)

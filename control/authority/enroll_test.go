@@ -12,13 +12,14 @@ import (
 
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
+	"github.com/bulkhead-mesh/bulkhead/overlay/identity/identitytest"
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
 func TestEnrollmentIsAllAHostNeeds(t *testing.T) {
 	w := newWorld(t)
 	w.now = w.now.Add(time.Hour)
-	if _, err := w.EnrollLocal("h1", csr(t, identity.KindHost, "h1"), nil); err != nil {
+	if _, err := w.EnrollLocal("h1", csr(t, identity.KindHost, "h1"), wireguard("h1"), nil); err != nil {
 		t.Fatal(err)
 	}
 	e := w.join("h2", "plan1")
@@ -101,6 +102,11 @@ func TestRefusedEnrolmentsConsumeNothing(t *testing.T) {
 		"CSR of another":  {edit: func(r *authority.EnrollRequest) { r.HostCSR = csr(t, identity.KindHost, "h7") }, code: authority.CodeInvalid},
 		"CSR of a policy": {edit: func(r *authority.EnrollRequest) { r.HostCSR = csr(t, identity.KindPolicy, "h9") }, code: authority.CodeInvalid},
 		"agent's CSR":     {edit: func(r *authority.EnrollRequest) { r.Agents[0].CSR = csr(t, identity.KindAgent, "busy") }, code: authority.CodeInvalid},
+		"key taken":       {edit: func(r *authority.EnrollRequest) { r.WireGuard = wireguard("taken") }, code: authority.CodeExists},
+		"no key":          {edit: func(r *authority.EnrollRequest) { r.WireGuard = nil }, code: authority.CodeInvalid},
+		"key of zeros":    {edit: func(r *authority.EnrollRequest) { r.WireGuard = make([]byte, 32) }, code: authority.CodeInvalid},
+		"short key":       {edit: func(r *authority.EnrollRequest) { r.WireGuard = r.WireGuard[:31] }, code: authority.CodeInvalid},
+		"long key":        {edit: func(r *authority.EnrollRequest) { r.WireGuard = append(r.WireGuard, 0) }, code: authority.CodeInvalid},
 		"foreign mesh CSR": {edit: func(r *authority.EnrollRequest) {
 			r.HostCSR = csrOf(t, identity.ID{Mesh: "other.test", Kind: identity.KindHost, Name: "h9"})
 		}, code: authority.CodeInvalid},
@@ -160,6 +166,70 @@ func TestOneUseOfATokenIsOneEvenWhenRaced(t *testing.T) {
 	hosts, err := w.Hosts()
 	if won != 1 || len(hosts) != 1 || err != nil {
 		t.Errorf("%d enrolments succeeded, %d hosts are registered: %v", won, len(hosts), err)
+	}
+}
+
+// Of hosts that race for one WireGuard key, under names and with tokens of their own, one gets it.
+func TestOneWireGuardKeyIsOneHostsEvenWhenRaced(t *testing.T) {
+	w := newWorld(t)
+	requests := make([]authority.EnrollRequest, 20)
+	for i := range requests {
+		requests[i] = w.joining(w.token(authority.TokenRequest{}), fmt.Sprintf("h%d", i))
+		requests[i].WireGuard = wireguard("one")
+	}
+	errs := make([]error, len(requests))
+	begin := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range requests {
+		wg.Go(func() {
+			<-begin
+			_, errs[i] = w.Enroll("192.0.2.9:5", requests[i])
+		})
+	}
+	close(begin)
+	wg.Wait()
+	won := 0
+	for _, err := range errs {
+		if err == nil {
+			won++
+			continue
+		}
+		wantCode(t, err, authority.CodeExists)
+		if refusal, ok := errors.AsType[*authority.Error](err); !ok || refusal.Field != "wireguard" || refusal.Fix == "" {
+			t.Errorf("the refusal %+v does not name the field and the fix", err)
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d hosts have one WireGuard key", won)
+	}
+}
+
+// A host keeps its WireGuard key as long as it is in the mesh; after its revocation another may have it.
+func TestAWireGuardKeyIsOneHostsUntilItIsRevoked(t *testing.T) {
+	w := newWorld(t)
+	host := w.mustVerify(w.join("h2").HostChain, identity.KindHost)
+	w.reopen()
+	renewed, err := w.Renew(host, w.renewing("h2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cert := range []*identity.Certificate{host, w.mustVerify(renewed.HostChain, identity.KindHost)} {
+		if cert.WireGuard != identitytest.WireGuard("h2") {
+			t.Errorf("the certificate names the WireGuard key %x", cert.WireGuard)
+		}
+	}
+	thief := func() error {
+		r := w.joining(w.token(authority.TokenRequest{}), "h3")
+		r.WireGuard = wireguard("h2")
+		_, err := w.Enroll("192.0.2.66:1", r)
+		return err
+	}
+	wantCode(t, thief(), authority.CodeExists)
+	if _, err := w.RevokeHost(admin, "h2", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := thief(); err != nil {
+		t.Errorf("the key of a revoked host is refused: %v", err)
 	}
 }
 
@@ -332,7 +402,7 @@ func TestRevokedHostsGetNothing(t *testing.T) {
 
 func TestTheLastControlHostStays(t *testing.T) {
 	w := newWorld(t)
-	if _, err := w.EnrollLocal("h1", csr(t, identity.KindHost, "h1"), nil); err != nil {
+	if _, err := w.EnrollLocal("h1", csr(t, identity.KindHost, "h1"), wireguard("h1"), nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err := w.RevokeHost(admin, "h1", "")

@@ -47,7 +47,7 @@ func TestOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	request := func(host string) authority.EnrollRequest {
-		return authority.EnrollRequest{TokenID: token.ID, Secret: token.Secret, Host: host, HostCSR: csr(t, identity.KindHost, host), Time: time.Now()}
+		return authority.EnrollRequest{TokenID: token.ID, Secret: token.Secret, Host: host, HostCSR: csr(t, identity.KindHost, host), WireGuard: wireguard(host), Time: time.Now()}
 	}
 	errs := make([]error, 20)
 	var wg sync.WaitGroup

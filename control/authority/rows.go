@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
+	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
@@ -60,9 +61,10 @@ type certified struct {
 
 type hostRow struct {
 	certified
-	Name    string
-	Joined  time.Time
-	Control bool `json:",omitempty"`
+	Name      string
+	Joined    time.Time
+	Control   bool `json:",omitempty"`
+	WireGuard signed.PublicKey
 }
 
 type agentRow struct {

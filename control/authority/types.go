@@ -139,15 +139,17 @@ type AgentRequest struct {
 
 // EnrollRequest is what a joining host sends.
 type EnrollRequest struct {
-	TokenID string         `json:"tokenId"`
-	Secret  []byte         `json:"secret"`
-	Host    string         `json:"host"`
-	HostCSR []byte         `json:"hostCsr"` // DER
-	Time    time.Time      `json:"time"`    // the joiner's clock
-	Agents  []AgentRequest `json:"agents,omitempty"`
+	TokenID   string         `json:"tokenId"`
+	Secret    []byte         `json:"secret"`
+	Host      string         `json:"host"`
+	HostCSR   []byte         `json:"hostCsr"`   // DER
+	WireGuard []byte         `json:"wireguard"` // public key: the host's for as long as it is in the mesh
+	Time      time.Time      `json:"time"`      // the joiner's clock
+	Agents    []AgentRequest `json:"agents,omitempty"`
 }
 
-// RenewRequest is what an enrolled host sends to renew its certificate and those of its agents.
+// RenewRequest is what an enrolled host sends to renew its certificate and those of its agents. The WireGuard key
+// that it enrolled with stays.
 type RenewRequest struct {
 	HostCSR []byte         `json:"hostCsr"` // DER
 	Agents  []AgentRequest `json:"agents,omitempty"`

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -40,13 +39,11 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	if whole[0] == whole[1] {
 		t.Fatal("both policies have the same rules")
 	}
-	stop := alternate(t, m)
-	kills, seed := 12, time.Now().UnixNano()
+	stop := rotate(t, m, []string{openPolicy, otherPolicy})
+	kills, random := 12, seeded(t)
 	if soaking {
 		kills = 50
 	}
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(uint64(seed), 0))
 	for i := range kills {
 		<-time.After(time.Duration(random.IntN(400)) * time.Millisecond) // the moment is what is tried
 		if err := store.Daemon.Kill(); err != nil {
@@ -79,36 +76,15 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 }
 
-// alternate applies two policies in turn, as fast as control signs them, until stop is called.
-func alternate(t *testing.T, m *Mesh) (stop func()) {
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() {
-		for i := 0; ctx.Err() == nil; i++ {
-			if err := m.Submit(ctx, []string{openPolicy, otherPolicy}[i%2]); err != nil && ctx.Err() == nil {
-				t.Error(err)
-				return
-			}
-		}
-	})
-	return sync.OnceFunc(func() {
-		cancel()
-		running.Wait()
-	})
-}
-
 // TestControlKilledWhileItSigns kills the control host's daemon during changes: each is made or not, versions have no
 // gap and no fork, and what was answered stays.
 func TestControlKilledWhileItSigns(t *testing.T) {
 	m := newTestMesh(t, Spec{}, Spec{Agent: "plan1", Labels: labels("plan", "internal")})
 	control := m.Hosts[0]
-	kills := 5
+	kills, random := 5, seeded(t)
 	if soaking {
 		kills = 50
 	}
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(uint64(seed), 0))
 	answered, asked := 0, 0
 	for range kills {
 		ctx, cancel := context.WithCancel(t.Context())

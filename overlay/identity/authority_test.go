@@ -37,6 +37,7 @@ func TestLoad(t *testing.T) {
 	ca := identitytest.New(t, mesh)
 	trust, host := ca.Trust(), identity.Request{
 		ID: identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: "h1"}, PublicKey: newKey(t).Public(), Life: time.Hour,
+		Claims: identity.Claims{WireGuard: identitytest.WireGuard("h1")},
 	}
 	issuing, err := identity.LoadIssuing(ca.Issuing.Chain(), ca.Issuing.Key())
 	if err != nil {
@@ -90,26 +91,38 @@ func TestIssueRefuses(t *testing.T) {
 	id := func(kind identity.Kind, name string) identity.ID {
 		return identity.ID{Mesh: mesh, Kind: kind, Name: name}
 	}
-	sound := identity.Request{ID: id(identity.KindHost, "h1"), PublicKey: key, Life: time.Hour}
+	sound := identity.Request{
+		ID: id(identity.KindHost, "h1"), Claims: identity.Claims{WireGuard: identitytest.WireGuard("h1")}, PublicKey: key, Life: time.Hour,
+	}
 	for name, tt := range map[string]struct {
 		change func(r *identity.Request)
 		by     *identity.Authority // nil: issuing
 		at     time.Duration       // from now
 	}{
-		"another mesh":          {change: func(r *identity.Request) { r.ID.Mesh = "other.test" }},
-		"a name with a path":    {change: func(r *identity.Request) { r.ID.Name = "h1/../h2" }},
-		"an unknown kind":       {change: func(r *identity.Request) { r.ID.Kind = "root" }},
-		"a host, by the root":   {by: ca.Root, change: func(*identity.Request) {}},
-		"a policy, by issuing":  {change: func(r *identity.Request) { r.ID = id(identity.KindPolicy, "1") }},
-		"no key":                {change: func(r *identity.Request) { r.PublicKey = nil }},
-		"no life":               {change: func(r *identity.Request) { r.Life = 0 }},
-		"more life than issuer": {change: func(r *identity.Request) { r.Life = identity.IssuingLife + time.Second }},
-		"before the issuer":     {change: func(*identity.Request) {}, at: -time.Second},
-		"a host with a role":    {change: func(r *identity.Request) { r.Claims.Role = "admin" }},
+		"another mesh":                 {change: func(r *identity.Request) { r.ID.Mesh = "other.test" }},
+		"a name with a path":           {change: func(r *identity.Request) { r.ID.Name = "h1/../h2" }},
+		"an unknown kind":              {change: func(r *identity.Request) { r.ID.Kind = "root" }},
+		"a host, by the root":          {by: ca.Root, change: func(*identity.Request) {}},
+		"a policy, by issuing":         {change: func(r *identity.Request) { r.ID = id(identity.KindPolicy, "1") }},
+		"no key":                       {change: func(r *identity.Request) { r.PublicKey = nil }},
+		"no life":                      {change: func(r *identity.Request) { r.Life = 0 }},
+		"more life than issuer":        {change: func(r *identity.Request) { r.Life = identity.IssuingLife + time.Second }},
+		"before the issuer":            {change: func(*identity.Request) {}, at: -time.Second},
+		"a host with a role":           {change: func(r *identity.Request) { r.Claims.Role = "admin" }},
+		"a host without WireGuard key": {change: func(r *identity.Request) { r.Claims.WireGuard = [32]byte{} }},
+		"an agent with a WireGuard key": {change: func(r *identity.Request) {
+			r.ID, r.Addresses, r.Claims.Host = id(identity.KindAgent, "scout"), []netip.Addr{addr4}, "h1"
+		}},
+		"an operator with a WireGuard key": {change: func(r *identity.Request) {
+			r.ID, r.Claims.Role = id(identity.KindOperator, "ann"), "admin"
+		}},
 		"an agent of no host": {change: func(r *identity.Request) {
+			r.Claims.WireGuard = [32]byte{}
 			r.ID, r.Addresses = id(identity.KindAgent, "scout"), []netip.Addr{addr4}
 		}},
-		"an agent nowhere": {change: func(r *identity.Request) { r.ID, r.Claims.Host = id(identity.KindAgent, "scout"), "h1" }},
+		"an agent nowhere": {change: func(r *identity.Request) {
+			r.ID, r.Claims = id(identity.KindAgent, "scout"), identity.Claims{Host: "h1"}
+		}},
 		"an issue after its end": {change: func(r *identity.Request) {
 			r.Claims.Issued = now.Add(2 * time.Hour)
 		}},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,15 +24,19 @@ type Claims struct {
 	Labels  map[string]string // of an agent
 	Control bool              // of a host: has the control role
 	Role    string            // of an operator: admin, operator or viewer
+
+	// WireGuard is the public key of a host, which no other host may claim: zero for all else.
+	WireGuard [32]byte
 }
 
-// claimsDER is the ASN.1 form. Labels are sorted by key, so that claims have one form.
+// claimsDER is the ASN.1 form. Labels are sorted by key, and no key is no bytes, so that claims have one form.
 type claimsDER struct {
-	Issued  time.Time `asn1:"generalized"`
-	Host    string    `asn1:"utf8"`
-	Labels  []labelDER
-	Control bool
-	Role    string `asn1:"utf8"`
+	Issued    time.Time `asn1:"generalized"`
+	Host      string    `asn1:"utf8"`
+	Labels    []labelDER
+	Control   bool
+	Role      string `asn1:"utf8"`
+	WireGuard []byte
 }
 
 type labelDER struct {
@@ -41,6 +46,9 @@ type labelDER struct {
 
 func marshalClaims(c Claims) ([]byte, error) {
 	d := claimsDER{Issued: c.Issued.UTC().Truncate(time.Second), Host: c.Host, Control: c.Control, Role: c.Role}
+	if c.WireGuard != [32]byte{} {
+		d.WireGuard = c.WireGuard[:]
+	}
 	for k, v := range c.Labels {
 		d.Labels = append(d.Labels, labelDER{k, v})
 	}
@@ -63,6 +71,7 @@ func parseClaims(der []byte) (Claims, error) {
 		return Claims{}, fmt.Errorf("%w: claims with trailing bytes", ErrMalformed)
 	}
 	c := Claims{Issued: d.Issued.UTC(), Host: d.Host, Control: d.Control, Role: d.Role}
+	copy(c.WireGuard[:], d.WireGuard) // of another length it does not encode to the same bytes again
 	if len(d.Labels) > 0 {
 		c.Labels = make(map[string]string, len(d.Labels))
 	}
@@ -102,6 +111,7 @@ func (c *Claims) suit(kind Kind) error {
 		of(KindAgent, len(c.Labels) > 0, "labels"),
 		of(KindHost, c.Control, "control role"),
 		of(KindOperator, c.Role != "", "role"),
+		of(KindHost, c.WireGuard != [32]byte{}, "WireGuard key"),
 	} {
 		if err != nil {
 			return err
@@ -109,6 +119,10 @@ func (c *Claims) suit(kind Kind) error {
 	}
 	var err error
 	switch kind {
+	case KindHost:
+		if c.WireGuard == [32]byte{} {
+			err = errors.New("a host without WireGuard key")
+		}
 	case KindAgent:
 		if err = segment.ValidName(c.Host); err == nil {
 			err = segment.ValidLabels(c.Labels)

@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"bytes"
 	"encoding/asn1"
 	"errors"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 var fullClaims = identity.Claims{
 	Issued: now, Host: "h1", Labels: map[string]string{"function": "research", "sensitivity": "internal"}, Control: true, Role: "admin",
+	WireGuard: [32]byte{0, 1, 31: 2},
 }
 
 func mustMarshalClaims(t testing.TB, c identity.Claims) []byte {
@@ -66,19 +68,29 @@ func TestParseClaimsRefuses(t *testing.T) {
 		Labels  []label
 		Control bool
 		Role    string `asn1:"utf8"`
+		Key     []byte
 	}{Issued: now})
-	withLabels := func(labels ...label) []byte {
+	withKey := func(key []byte, labels ...label) []byte {
 		return marshal(struct {
 			Issued  time.Time `asn1:"generalized"`
 			Host    string    `asn1:"utf8"`
 			Labels  []label
 			Control bool
 			Role    string `asn1:"utf8"`
-		}{Issued: now, Labels: labels})
+			Key     []byte
+		}{Issued: now, Labels: labels, Key: key})
 	}
-	if _, err := identity.ParseClaims(withLabels(label{"a", "1"}, label{"b", "2"})); err != nil {
+	withLabels := func(labels ...label) []byte { return withKey(nil, labels...) }
+	if _, err := identity.ParseClaims(withKey(bytes.Repeat([]byte{1}, 32), label{"a", "1"}, label{"b", "2"})); err != nil {
 		t.Fatalf("the sound form was refused: %v", err)
 	}
+	without := marshal(struct {
+		Issued  time.Time `asn1:"generalized"`
+		Host    string    `asn1:"utf8"`
+		Labels  []label
+		Control bool
+		Role    string `asn1:"utf8"`
+	}{Issued: now})
 	for name, bad := range map[string][]byte{
 		"nothing":             nil,
 		"cut short":           der[:len(der)-1],
@@ -88,6 +100,10 @@ func TestParseClaimsRefuses(t *testing.T) {
 		"labels not in order": withLabels(label{"b", "2"}, label{"a", "1"}),
 		"label twice":         withLabels(label{"a", "1"}, label{"a", "2"}),
 		"an integer":          marshal(7),
+		"no place for a key":  without,
+		"key of 31 bytes":     withKey(bytes.Repeat([]byte{1}, 31)),
+		"key of 33 bytes":     withKey(bytes.Repeat([]byte{1}, 33)),
+		"key of zero bytes":   withKey(make([]byte, 32)),
 	} {
 		if c, err := identity.ParseClaims(bad); !errors.Is(err, identity.ErrMalformed) {
 			t.Errorf("%s: got %+v, %v", name, c, err)

@@ -48,7 +48,7 @@ func newForgery(t testing.TB) *forgery {
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	f.claim(t, identity.Claims{Issued: now})
+	f.claim(t, identity.Claims{Issued: now, WireGuard: identitytest.WireGuard("h1")})
 	return f
 }
 

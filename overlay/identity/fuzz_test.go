@@ -51,6 +51,8 @@ func FuzzParseCSR(f *testing.F) {
 func FuzzClaims(f *testing.F) {
 	f.Add(mustMarshalClaims(f, identity.Claims{Issued: now}))
 	f.Add(mustMarshalClaims(f, fullClaims))
+	f.Add(mustMarshalClaims(f, identity.Claims{Issued: now, Control: true, WireGuard: identitytest.WireGuard("h1")}))
+	f.Add(mustMarshalClaims(f, identity.Claims{Issued: now, Host: "h1", Labels: map[string]string{"a": "b"}}))
 	f.Fuzz(func(t *testing.T, der []byte) {
 		c, err := identity.ParseClaims(der)
 		if err != nil {

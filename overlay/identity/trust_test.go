@@ -34,8 +34,8 @@ func TestVerifyReadsWhatWasIssued(t *testing.T) {
 		got  identitytest.Credential
 		want identity.Certificate
 	}{
-		{ca.Host("h1"), identity.Certificate{ID: identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: "h1"}, Claims: identity.Claims{Issued: now}}},
-		{ca.Control("h1"), identity.Certificate{ID: identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: "h1"}, Claims: identity.Claims{Issued: now, Control: true}}},
+		{ca.Host("h1"), identity.Certificate{ID: identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: "h1"}, Claims: identity.Claims{Issued: now, WireGuard: identitytest.WireGuard("h1")}}},
+		{ca.Control("h1"), identity.Certificate{ID: identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: "h1"}, Claims: identity.Claims{Issued: now, Control: true, WireGuard: identitytest.WireGuard("h1")}}},
 		{ca.Agent("scout", "h2", labels, addr6, addr4), identity.Certificate{
 			ID: identity.ID{Mesh: mesh, Kind: identity.KindAgent, Name: "scout"}, Claims: identity.Claims{Issued: now, Host: "h2", Labels: labels},
 			Addresses: []netip.Addr{addr4, addr6},
@@ -88,7 +88,7 @@ func TestVerifyRefusesLeaf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := identity.Claims{Issued: now, Host: "h1"}
+	agent, wireguard := identity.Claims{Issued: now, Host: "h1"}, identitytest.WireGuard("h1")
 	for name, tt := range map[string]struct {
 		change func(t *testing.T, f *forgery)
 		kind   identity.Kind // wanted; empty is host
@@ -107,6 +107,7 @@ func TestVerifyRefusesLeaf(t *testing.T) {
 		"other kind":      {kind: identity.KindOperator, change: func(*testing.T, *forgery) {}, want: identity.ErrForeign},
 		"policy by issuing": {kind: identity.KindPolicy, change: func(t *testing.T, f *forgery) {
 			f.leaf.URIs, f.leaf.ExtKeyUsage = uris(t, "spiffe://lab.test/policy/1"), nil
+			f.claim(t, identity.Claims{Issued: now})
 		}, want: identity.ErrForeign},
 		"other mesh":      {change: func(t *testing.T, f *forgery) { f.leaf.URIs = uris(t, "spiffe://other.test/host/h1") }, want: identity.ErrForeign},
 		"mesh below ours": {change: func(t *testing.T, f *forgery) { f.leaf.URIs = uris(t, "spiffe://x.lab.test/host/h1") }, want: identity.ErrForeign},
@@ -128,12 +129,24 @@ func TestVerifyRefusesLeaf(t *testing.T) {
 		}},
 		"no claims":         {change: func(_ *testing.T, f *forgery) { f.leaf.ExtraExtensions = nil }},
 		"claims of 0 bytes": {change: func(_ *testing.T, f *forgery) { f.claimDER(nil) }},
-		"issued before it":  {change: func(t *testing.T, f *forgery) { f.claim(t, identity.Claims{Issued: now.Add(-time.Hour)}) }},
-		"issued after it":   {change: func(t *testing.T, f *forgery) { f.claim(t, identity.Claims{Issued: now.Add(25 * time.Hour)}) }},
-		"host with a host":  {change: func(t *testing.T, f *forgery) { f.claim(t, agent) }},
-		"host with a role":  {change: func(t *testing.T, f *forgery) { f.claim(t, identity.Claims{Issued: now, Role: "admin"}) }},
+		"issued before it": {change: func(t *testing.T, f *forgery) {
+			f.claim(t, identity.Claims{Issued: now.Add(-time.Hour), WireGuard: wireguard})
+		}},
+		"issued after it": {change: func(t *testing.T, f *forgery) {
+			f.claim(t, identity.Claims{Issued: now.Add(25 * time.Hour), WireGuard: wireguard})
+		}},
+		"host with a host": {change: func(t *testing.T, f *forgery) {
+			f.claim(t, identity.Claims{Issued: now, Host: "h1", WireGuard: wireguard})
+		}},
+		"host with a role": {change: func(t *testing.T, f *forgery) {
+			f.claim(t, identity.Claims{Issued: now, Role: "admin", WireGuard: wireguard})
+		}},
 		"host with labels": {change: func(t *testing.T, f *forgery) {
-			f.claim(t, identity.Claims{Issued: now, Labels: map[string]string{"a": "b"}})
+			f.claim(t, identity.Claims{Issued: now, Labels: map[string]string{"a": "b"}, WireGuard: wireguard})
+		}},
+		"host without WireGuard key": {change: func(t *testing.T, f *forgery) { f.claim(t, identity.Claims{Issued: now}) }},
+		"agent with a WireGuard key": {kind: identity.KindAgent, change: func(t *testing.T, f *forgery) {
+			f.agent(t, identity.Claims{Issued: now, Host: "h1", WireGuard: wireguard}, addr4.AsSlice())
 		}},
 		"host with addresses": {change: func(_ *testing.T, f *forgery) { f.leaf.IPAddresses = []net.IP{addr4.AsSlice()} }},
 		"agent without host":  {kind: identity.KindAgent, change: func(t *testing.T, f *forgery) { f.agent(t, identity.Claims{Issued: now}, addr4.AsSlice()) }},
@@ -159,6 +172,7 @@ func TestVerifyRefusesLeaf(t *testing.T) {
 		}},
 		"operator without role": {kind: identity.KindOperator, change: func(t *testing.T, f *forgery) {
 			f.leaf.URIs, f.leaf.ExtKeyUsage = uris(t, "spiffe://lab.test/operator/ann"), []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+			f.claim(t, identity.Claims{Issued: now})
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package signed
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 const (
 	// MaxPolicy is the longest signed policy, bytes.
 	MaxPolicy = 8 << 20
+	maxQuotes = 64 // twice those of the longest form: payload and certificates are base64
 	// maxJump bounds how far a version may run ahead: a host that took the highest number would take no other.
 	maxJump = 1 << 32
 )
@@ -97,6 +99,10 @@ func OpenPolicy(raw []byte, trust *identity.Trust, now time.Time) (*VerifiedPoli
 func openPolicy(raw []byte, trust *identity.Trust, now time.Time) (*VerifiedPolicy, error) {
 	if len(raw) > MaxPolicy {
 		return nil, fmt.Errorf("%w: %d bytes", ErrMalformed, len(raw))
+	}
+	// A list of empty strings would take fifty times its length in memory before anything can be checked.
+	if quotes := bytes.Count(raw, []byte{'"'}); quotes > maxQuotes {
+		return nil, fmt.Errorf("%w: %d quotation marks", ErrMalformed, quotes)
 	}
 	var b bundle
 	if err := decode(raw, &b); err != nil {

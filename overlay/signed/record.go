@@ -30,7 +30,7 @@ type Record struct {
 	Issued      time.Time        `json:"issued"`
 	Expires     time.Time        `json:"expires"`     // not after the certificate
 	Certificate [][]byte         `json:"certificate"` // chain of the host, DER
-	WireGuard   PublicKey        `json:"wireguard"`
+	WireGuard   PublicKey        `json:"wireguard"`   // as in the certificate
 	Agents      []AgentEntry     `json:"agents"`
 	Endpoints   []netip.AddrPort `json:"endpoints"` // where it may be reached, best first
 }
@@ -137,8 +137,9 @@ func (v *VerifiedRecord) judge(trust *identity.Trust, now time.Time) error {
 	if v.Sequence == 0 || v.Sequence > math.MaxInt64 {
 		return fmt.Errorf("%w: sequence %d", ErrMalformed, v.Sequence)
 	}
-	if v.WireGuard == (PublicKey{}) {
-		return fmt.Errorf("%w: no WireGuard key", ErrMalformed)
+	// Without this a host could name the key of another, and no one could tell whose packets are whose.
+	if v.WireGuard != PublicKey(v.HostCert.WireGuard) {
+		return fmt.Errorf("%w: the WireGuard key is not the one that the host's certificate names", ErrMalformed)
 	}
 	if err := checkEndpoints(v.Endpoints); err != nil {
 		return err

@@ -41,7 +41,7 @@ func newWorld(t testing.TB) *world {
 func (w *world) record() signed.Record {
 	return signed.Record{
 		Mesh: mesh, Host: "h2", Sequence: 7, Issued: now, Expires: now.Add(identitytest.Life), Certificate: w.host.Chain,
-		WireGuard: signed.PublicKey{1, 2, 3},
+		WireGuard: identitytest.WireGuard("h2"),
 		Agents:    []signed.AgentEntry{{Name: "scout", Certificate: w.scout.Chain, Match: signed.Match{Host: true}}},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:51900"), netip.MustParseAddrPort("[2001:db8::1]:51900")},
 	}

@@ -128,23 +128,22 @@ func (t *Tunnel) PacketConn() net.PacketConn { return t.bind.quic }
 func (t *Tunnel) Port() uint16 { return uint16(t.bind.quic.port.Load()) }
 
 // Apply makes the peers exactly those of cfg. An equal state writes nothing; after an error the next
-// Apply starts from what the device has.
+// Apply starts from what the device has. What is wrong in cfg is left out, and the error says what: it keeps no other
+// peer from being added, and none from being removed.
 func (t *Tunnel) Apply(_ context.Context, cfg overlay.TunnelConfig) error {
-	if err := validate(cfg.Peers, t.own); err != nil {
-		return fmt.Errorf("apply tunnel: %w", err)
-	}
+	wanted, refused := sound(cfg.Peers, t.own)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	current, err := t.state()
 	if err != nil {
 		return fmt.Errorf("apply tunnel: %w", err)
 	}
-	peers := make(map[string][32]byte, len(cfg.Peers))
-	for i := range cfg.Peers {
-		t.paths.setCandidates(cfg.Peers[i].Host, cfg.Peers[i].Endpoints)
-		peers[cfg.Peers[i].Host] = cfg.Peers[i].PublicKey
+	peers := make(map[string][32]byte, len(wanted))
+	for i := range wanted {
+		t.paths.setCandidates(wanted[i].Host, wanted[i].Endpoints)
+		peers[wanted[i].Host] = wanted[i].PublicKey
 	}
-	if text := diff(current, cfg.Peers); text != "" {
+	if text := diff(current, wanted); text != "" {
 		if err := t.device.IpcSet(text); err != nil {
 			return fmt.Errorf("apply tunnel: %w", err)
 		}
@@ -153,6 +152,9 @@ func (t *Tunnel) Apply(_ context.Context, cfg overlay.TunnelConfig) error {
 	maps.DeleteFunc(t.greeted, func(host string, key [32]byte) bool { return peers[host] != key })
 	for host := range peers {
 		t.greet(host)
+	}
+	if refused != nil {
+		return fmt.Errorf("apply tunnel: %w", refused)
 	}
 	return nil
 }

@@ -178,6 +178,10 @@ func TestFailedApplyIsMadeGoodByTheNext(t *testing.T) {
 	if err == nil {
 		t.Fatal("a peer without a name was accepted")
 	}
+	if peers, err := n.Peers(t.Context()); err != nil || len(peers) != 0 {
+		t.Errorf("%v, %v stay because of a refused peer", peers, err)
+	}
+	n.apply(t, good)
 	if s := n.status(t); s.Host != "good" {
 		t.Errorf("after a refused state the peer is %q", s.Host)
 	}

@@ -169,37 +169,3 @@ func subset(a, b []netip.Addr) bool {
 	}
 	return true
 }
-
-// validate refuses what WireGuard would take silently and wrongly: one key or address for two hosts.
-func validate(peers []overlay.TunnelPeer, own [32]byte) error {
-	names := make(map[string]bool, len(peers))
-	keys := make(map[[32]byte]string, len(peers))
-	owners := make(map[netip.Addr]string, len(peers))
-	for i := range peers {
-		p := &peers[i]
-		if p.Host == "" || strings.ContainsAny(p.Host, "=\r\n") {
-			return fmt.Errorf("host name %q is not valid", p.Host)
-		}
-		if names[p.Host] {
-			return fmt.Errorf("host %s is given twice", p.Host)
-		}
-		names[p.Host] = true
-		if p.PublicKey == own {
-			return fmt.Errorf("host %s has the WireGuard key of this host", p.Host)
-		}
-		if other, taken := keys[p.PublicKey]; taken {
-			return fmt.Errorf("hosts %s and %s have the same WireGuard key", other, p.Host)
-		}
-		keys[p.PublicKey] = p.Host
-		for _, a := range p.AllowedIPs {
-			if !a.IsValid() || a.Zone() != "" {
-				return fmt.Errorf("host %s: allowed address %v is not valid", p.Host, a)
-			}
-			if other, taken := owners[a.Unmap()]; taken && other != p.Host {
-				return fmt.Errorf("hosts %s and %s both have address %s", other, p.Host, a)
-			}
-			owners[a.Unmap()] = p.Host
-		}
-	}
-	return nil
-}

@@ -147,20 +147,3 @@ func TestParseStateRefusesWithoutQuoting(t *testing.T) {
 		}
 	}
 }
-
-func TestValidateRefuses(t *testing.T) {
-	addr := []netip.Addr{netip.MustParseAddr("10.0.0.1")}
-	own := [32]byte{9}
-	for want, peers := range map[string][]overlay.TunnelPeer{
-		"same WireGuard key":              {{Host: "a", PublicKey: [32]byte{1}}, {Host: "b", PublicKey: [32]byte{1}}},
-		"given twice":                     {{Host: "a", PublicKey: [32]byte{1}}, {Host: "a", PublicKey: [32]byte{2}}},
-		"both have address 10.0.0.1":      {{Host: "a", PublicKey: [32]byte{1}, AllowedIPs: addr}, {Host: "b", PublicKey: [32]byte{2}, AllowedIPs: addr}},
-		"has the WireGuard key of this":   {{Host: "a", PublicKey: own}},
-		`name "a\nremove=true" is not`:    {{Host: "a\nremove=true", PublicKey: [32]byte{1}}},
-		"allowed address invalid IP is n": {{Host: "a", PublicKey: [32]byte{1}, AllowedIPs: []netip.Addr{{}}}},
-	} {
-		if err := validate(peers, own); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got error %v, want one with %q", err, want)
-		}
-	}
-}

@@ -47,7 +47,7 @@ func enrolMember(ctx context.Context, control *api.Client, socket string, number
 	if m.wireguard, err = tunnel.PublicKey(private); err != nil {
 		return nil, err
 	}
-	request := authority.EnrollRequest{TokenID: token.ID, Secret: token.Secret, Host: m.host, Time: time.Now()}
+	request := authority.EnrollRequest{TokenID: token.ID, Secret: token.Secret, Host: m.host, WireGuard: m.wireguard[:], Time: time.Now()}
 	if m.key, request.HostCSR, err = newKey(identity.ID{Mesh: token.Mesh, Kind: identity.KindHost, Name: m.host}); err != nil {
 		return nil, err
 	}

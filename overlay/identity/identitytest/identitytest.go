@@ -2,6 +2,7 @@
 package identitytest
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"net/netip"
 	"testing"
@@ -57,6 +58,9 @@ func (c *CA) Trust(revocations ...identity.Revocation) *identity.Trust {
 	return &identity.Trust{Mesh: c.Mesh, Roots: []*x509.Certificate{c.Root.Certificate()}, Revocations: revocations}
 }
 
+// WireGuard is the WireGuard public key that is certified for a host of that name.
+func WireGuard(host string) [32]byte { return sha256.Sum256([]byte("WireGuard key of " + host)) }
+
 // Host certifies a host.
 func (c *CA) Host(name string) Credential {
 	c.t.Helper()
@@ -89,7 +93,7 @@ func (c *CA) Signer() Credential {
 	return c.Issue(identity.Request{ID: c.id(identity.KindPolicy, "1")})
 }
 
-// Issue certifies what r says: with a new key, and for Life, unless r says otherwise.
+// Issue certifies what r says: with a new key, for Life, and a host with its WireGuard key, unless r says otherwise.
 func (c *CA) Issue(r identity.Request) Credential {
 	c.t.Helper()
 	var credential Credential
@@ -102,6 +106,9 @@ func (c *CA) Issue(r identity.Request) Credential {
 	}
 	if r.Life == 0 {
 		r.Life = Life
+	}
+	if r.ID.Kind == identity.KindHost && r.Claims.WireGuard == [32]byte{} {
+		r.Claims.WireGuard = WireGuard(r.ID.Name)
 	}
 	authority := c.Issuing
 	if r.ID.Kind == identity.KindPolicy {
