@@ -88,7 +88,7 @@ See what is:      bulkhead status, bulkhead policy explain agent/a agent/b tcp/4
 		&cobra.Group{ID: "host", Title: "This host:"},
 		&cobra.Group{ID: "mesh", Title: "The mesh:"},
 	)
-	host, mesh := []*cobra.Command{a.newInit(), a.newJoin(), a.newDaemon(), a.newDown(), a.newStatus()},
+	host, mesh := []*cobra.Command{a.newInit(), a.newJoin(), a.newDaemon(), a.newFence(), a.newDown(), a.newStatus()},
 		[]*cobra.Command{a.newToken(), a.newHost(), a.newAgent(), a.newSegment(), a.newRule(), a.newPolicy(), a.newAudit(), a.newEvents()}
 	for _, c := range host {
 		c.GroupID = "host"

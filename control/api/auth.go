@@ -189,7 +189,8 @@ const needKey = "need"
 
 // admit runs before every operation: it checks the role, and sends what needs the authority to it.
 //
-// What is forwarded is done in this host's name, so the role of its caller is checked here.
+// What is forwarded is done in this host's name, which is an admin's: so only an admin's requests are, and never those
+// by which a host speaks for itself.
 func (s *Server) admit(ctx huma.Context, next func(huma.Context)) {
 	n, _ := ctx.Operation().Metadata[needKey].(need)
 	c := callerOf(ctx.Context())
@@ -203,6 +204,11 @@ func (s *Server) admit(ctx huma.Context, next func(huma.Context)) {
 		if s.options.Forward == nil {
 			s.refuse(ctx, newProblem(http.StatusNotImplemented, CodeNoControl, "this host has no control role",
 				"run the command on a control host, or use --server with an operator credential"))
+			return
+		}
+		if n.role == "" || !c.Role.Allows(authority.RoleAdmin) {
+			s.refuse(ctx, newProblem(http.StatusForbidden, authority.CodeDenied,
+				"this host passes on what its admins ask alone: it would be done in the host's own name", "ask the control host that has the authority"))
 			return
 		}
 		r, w := unwrap(ctx)

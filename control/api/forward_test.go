@@ -63,8 +63,15 @@ func TestForwardingChecksTheRoleFirst(t *testing.T) {
 	viewer := onSocket(t, options, authority.Principal{Name: "operator/vic", Role: authority.RoleViewer})
 	_, err := viewer.DeleteRule(t.Context(), "plan-uses-tools", 0)
 	wantCode(t, err, authority.CodeDenied)
+	operator := onSocket(t, options, authority.Principal{Name: "operator/olga", Role: authority.RoleOperator})
+	_, err = operator.CreateToken(t.Context(), TokenRequest{Role: authority.RoleAdmin})
+	wantCode(t, err, authority.CodeDenied)
+	_, err = operator.Renew(t.Context(), authority.RenewRequest{})
+	wantCode(t, err, authority.CodeDenied)
+	_, err = onSocket(t, options, root).Renew(t.Context(), authority.RenewRequest{})
+	wantCode(t, err, authority.CodeDenied)
 	if n := w.requests.Load() - before; n != 0 {
-		t.Errorf("%d requests were forwarded for a viewer", n)
+		t.Errorf("%d requests were forwarded for a viewer, for an operator, or to renew", n)
 	}
 	admin := onSocket(t, options, root)
 	change, err := admin.DeleteRule(t.Context(), "plan-uses-tools", 0)

@@ -68,6 +68,18 @@ func TestDownLeavesNothing(t *testing.T) {
 			}
 		})
 	}
+	t.Run("after a fence alone", func(t *testing.T) { // as at boot
+		if _, err := store.Run(t.Context(), "fence"); err != nil {
+			t.Fatal(err)
+		}
+		if fenced := netfilterState(t, store.Host); !strings.Contains(fenced, "-j BULKHEAD-RAW") || strings.Contains(fenced, "add bulkhead") {
+			t.Errorf("the fence is:\n%s", fenced)
+		}
+		down(func() error { return nil })
+		if diff := cmp.Diff(before, kernelState(t, store.Host)); diff != "" {
+			t.Errorf("the kernel is not as it was (-before +after):\n%s", diff)
+		}
+	})
 	t.Run("without a state directory", func(t *testing.T) {
 		if err := store.StartDaemon(); err != nil {
 			t.Fatal(err)
