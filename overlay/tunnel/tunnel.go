@@ -40,9 +40,9 @@ type Tunnel struct {
 	own    [32]byte // public key
 	logger *slog.Logger
 
-	mu      sync.Mutex // one change at a time
-	peers   map[string][32]byte
-	greeted map[string][32]byte // keys of peers that a handshake was opened for
+	mu    sync.Mutex // one change at a time
+	peers map[string][32]byte
+	greet map[string][32]byte // peers of the first Apply that no handshake was opened with yet; nil before it
 }
 
 var _ overlay.Tunnel = (*Tunnel)(nil)
@@ -73,12 +73,11 @@ func newTunnel(native tun.Device, o Options) (*Tunnel, error) {
 		return nil, fmt.Errorf("open tunnel: %w", err)
 	}
 	t := &Tunnel{
-		tun:     newQuietTUN(native),
-		paths:   newPathTable(),
-		own:     own,
-		logger:  o.Logger,
-		peers:   map[string][32]byte{},
-		greeted: map[string][32]byte{},
+		tun:    newQuietTUN(native),
+		paths:  newPathTable(),
+		own:    own,
+		logger: o.Logger,
+		peers:  map[string][32]byte{},
 	}
 	t.bind = newSplitBind(conn.NewStdNetBind(), t.paths)
 	t.device = device.NewDevice(t.tun, t.bind, deviceLogger(o.Logger))
@@ -149,25 +148,31 @@ func (t *Tunnel) Apply(_ context.Context, cfg overlay.TunnelConfig) error {
 		}
 	}
 	t.peers = peers
-	maps.DeleteFunc(t.greeted, func(host string, key [32]byte) bool { return peers[host] != key })
-	for host := range peers {
-		t.greet(host)
+	if t.greet == nil {
+		t.greet = maps.Clone(peers)
+		for host := range peers {
+			if h := t.paths.lookup(host); h != nil && h.paths.Load().verified != nil {
+				t.greetOnce(host)
+			}
+		}
 	}
+	maps.DeleteFunc(t.greet, func(host string, key [32]byte) bool { return peers[host] != key })
 	if refused != nil {
 		return fmt.Errorf("apply tunnel: %w", refused)
 	}
 	return nil
 }
 
-// greet opens a handshake with a peer that is new to this device, once it is known where it is: after a restart here it
-// still sends with keys that are gone, and would notice by its own timeout only, after 15 seconds. The caller holds mu.
-func (t *Tunnel) greet(host string) {
-	key, ok := t.peers[host]
-	paths := t.paths.lookup(host)
-	if _, done := t.greeted[host]; done || !ok || paths == nil || paths.paths.Load().verified == nil {
+// greetOnce opens a handshake with a peer that this device had from the start, once it is known where it is: after a
+// restart here it still sends with keys that are gone, and would notice by its own timeout only, after 15 seconds. A
+// peer that comes later has no old keys, and two that open a handshake at the same moment wait five seconds for each
+// other. The caller holds mu.
+func (t *Tunnel) greetOnce(host string) {
+	key, ok := t.greet[host]
+	if !ok {
 		return
 	}
-	t.greeted[host] = key
+	delete(t.greet, host)
 	if peer := t.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
 		if err := peer.SendHandshakeInitiation(false); err != nil {
 			t.logger.Debug("handshake not opened", "host", host, "error", err)
@@ -216,7 +221,7 @@ func (t *Tunnel) SetPath(host string, addr netip.AddrPort) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.reset(host)
-	t.greet(host)
+	t.greetOnce(host)
 }
 
 // reset drops what WireGuard has learned about where a host is. The caller holds mu.
