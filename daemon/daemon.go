@@ -57,6 +57,7 @@ type daemon struct {
 	newPolicy   chan struct{} // the authority has one
 	stop        context.CancelFunc
 
+	publishError atomic.Pointer[error]    // why the mesh does not take the authority's policy
 	renewalError atomic.Pointer[error]    // why certificates are not renewed
 	advertise    atomic.Pointer[[]string] // as configured last; the rest of config does not change
 }

@@ -22,7 +22,11 @@ func (d *daemon) newAPI() (*api.Server, error) {
 	o := api.Options{
 		Authority: d.authority, Local: local{d}, Logger: d.log.With("part", "api"), Version: d.options.Version,
 		Verify: func(chain [][]byte) (*identity.Certificate, error) {
-			return api.VerifyClient(d.mesh.Trust(), chain, time.Now())
+			cert, err := api.VerifyClient(d.mesh.Trust(), chain, time.Now())
+			if err == nil && d.authority != nil { // which knows of revocations first
+				return api.VerifyClient(d.authority.Trust(), chain, time.Now())
+			}
+			return cert, err
 		},
 	}
 	c := d.credentials.get()

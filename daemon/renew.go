@@ -138,19 +138,37 @@ func (d *daemon) publish(ctx context.Context) error {
 		return nil
 	}
 	for {
+		changed := d.mesh.Changed()
 		wait := time.Hour
-		if err := d.mesh.SubmitPolicy(d.authority.Policy().Raw); err != nil && ctx.Err() == nil {
+		err := d.publishOnce()
+		if err != nil && ctx.Err() == nil {
 			d.log.Error("publish policy", "version", d.authority.Policy().Version, "error", err)
 			wait = time.Second
 		}
+		d.publishError.Store(&err)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
 		case <-d.newPolicy:
+		case <-changed:
 		case <-timer.C:
 		}
 		timer.Stop()
 	}
+}
+
+// publishOnce gives the mesh the authority's policy, or the authority the mesh's, if that is what it has lost.
+func (d *daemon) publishOnce() error {
+	held, own := d.mesh.Snapshot().Policy, d.authority.Policy()
+	if held != nil && held.Digest == own.Digest {
+		return nil
+	}
+	if held != nil && held.Version >= own.Version {
+		if err := d.authority.Recover(held); err != nil {
+			return err
+		}
+	}
+	return d.mesh.SubmitPolicy(d.authority.Policy().Raw)
 }

@@ -63,6 +63,9 @@ func (d *daemon) judge(s *overlay.Snapshot) {
 	if err := d.renewalError.Load(); err != nil {
 		problems = append(problems, "certificates are not renewed: "+(*err).Error())
 	}
+	if err := d.publishError.Load(); err != nil && *err != nil {
+		problems = append(problems, "the policy of control is not published: "+(*err).Error())
+	}
 	phase := Ready
 	switch {
 	case len(problems) > 0:

@@ -343,6 +343,12 @@ func TestRevokedHostIsCutBeforeItsConnectionsAre(t *testing.T) {
 		if store.peers() != 0 || store.Known("h2") {
 			t.Error("h3 still knows the revoked host")
 		}
+		// A policy that has lost the revocation does not undo it.
+		w.submit(w.policy(fmt.Sprintf(readsDocument, "")))
+		w.pass(soon)
+		if store.Snapshot().Enforced != w.newest.Version || store.Known("h2") {
+			t.Error("the revocation is forgotten")
+		}
 		// What it signs from now on is refused, and a restart does not bring it back.
 		raw, err := signed.SignRecord(w.recordOf("h2", 1<<60), w.members["h2"].self.Key)
 		if err != nil {
@@ -351,6 +357,8 @@ func TestRevokedHostIsCutBeforeItsConnectionsAre(t *testing.T) {
 		if err := store.SubmitRecord(raw); !errors.Is(err, identity.ErrRevoked) {
 			t.Errorf("the record of a revoked host: %v", err)
 		}
+		w.submit(w.policy(fmt.Sprintf(readsDocument, ""), identity.Revocation{ID: "host/h2", Before: time.Now()}))
+		w.pass(soon)
 		store.stop()
 		w.start(store)
 		if store.Known("h2") || store.grants() != 0 || store.Snapshot().Refused["record-revoked"] != 0 {

@@ -43,8 +43,9 @@ type pulls struct {
 
 // pause is how long a host is not asked.
 type pause struct {
-	until time.Time
-	fails int // pulls in a row that brought nothing
+	until  time.Time
+	fails  int  // pulls in a row that brought nothing
+	silent bool // the last one was not answered
 }
 
 func newPulls(n Network, trusted func(string) bool) *pulls {
@@ -58,21 +59,23 @@ func newPulls(n Network, trusted func(string) bool) *pulls {
 func (p *pulls) want(host string, req pullRequest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if old, ok := p.waiting[host]; ok {
-		p.waiting[host] = merge(old, req)
-		return
+	old, waits := p.waiting[host]
+	if waits {
+		req = merge(old, req)
 	} else if len(p.waiting) >= maxPullsAhead && !p.trusted(host) {
 		return // anti-entropy asks again
 	}
 	p.waiting[host] = req
-	p.signalIn(p.pauseOf(host))
+	if pause := p.pauseOf(host); !waits || pause <= 0 { // else there is a timer already
+		p.signalIn(pause)
+	}
 }
 
 // pauseOf is how long a host is not asked from now on. The caller holds mu.
 func (p *pulls) pauseOf(host string) time.Duration {
 	last := p.paused[host]
-	if last.fails == 0 && p.trusted(host) {
-		return 0
+	if !last.silent && p.trusted(host) {
+		return 0 // another pull has brought it before
 	}
 	return time.Until(last.until)
 }
@@ -159,7 +162,7 @@ func (p *pulls) done(host string, brought int, err error) {
 		if trusted {
 			wait = min(wait, maxTrustPause)
 		}
-		p.paused[host] = pause{until: time.Now().Add(wait), fails: last.fails + 1}
+		p.paused[host] = pause{until: time.Now().Add(wait), fails: last.fails + 1, silent: !errors.Is(err, errUseless)}
 	}
 	if _, again := p.waiting[host]; again {
 		p.signalIn(p.pauseOf(host))

@@ -138,8 +138,8 @@ func (m *Mesh) takePolicy(p *signed.VerifiedPolicy, from string) error {
 	m.storage, m.policyOf = nil, ""
 	m.policy = p
 	m.options.Logger.Info("policy accepted", "version", p.Version, "peer", from)
-	if !slices.Equal(m.trust.Revocations, p.Revocations) {
-		m.trust = &identity.Trust{Mesh: m.trust.Mesh, Roots: m.trust.Roots, Revocations: p.Revocations}
+	if revocations := keep(m.trust.Revocations, p.Revocations, m.options.Now()); !slices.Equal(m.trust.Revocations, revocations) {
+		m.trust = &identity.Trust{Mesh: m.trust.Mesh, Roots: m.trust.Roots, Revocations: revocations}
 		m.recheck()
 	}
 	if from == m.options.Host {
@@ -147,6 +147,25 @@ func (m *Mesh) takePolicy(p *signed.VerifiedPolicy, from string) error {
 	}
 	m.dirty, m.newPolicy = true, true
 	return nil
+}
+
+// revocationKept is how long a revocation counts that a newer policy does not have: longer than what it voids can live.
+const revocationKept = 48 * time.Hour
+
+// keep are the revocations of a newer policy and those that it should not have lost, as one does that was made after the
+// authority's store was restored from a backup.
+func keep(old, newer []identity.Revocation, now time.Time) []identity.Revocation {
+	kept := slices.Clone(newer)
+	for _, r := range old {
+		i := slices.IndexFunc(kept, func(k identity.Revocation) bool { return k.ID == r.ID })
+		switch {
+		case i < 0 && now.Sub(r.Before) < revocationKept:
+			kept = append(kept, r)
+		case i >= 0 && kept[i].Before.Before(r.Before):
+			kept[i] = r
+		}
+	}
+	return kept
 }
 
 // recheck drops every host and agent whose certificate a revocation made void, also of records not yet stored.

@@ -218,6 +218,9 @@ func (a *Authority) publishLocked() error {
 	}
 	for v := a.Policy().Version + 1; v <= c.Version; v++ {
 		next, err := a.PolicyAt(v)
+		if refusal, ok := errors.AsType[*Error](err); ok && refusal.Code == CodeNotFound && v < c.Version {
+			continue // lost with a store that was restored: see Recover
+		}
 		if err != nil {
 			return err
 		}

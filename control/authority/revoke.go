@@ -16,6 +16,9 @@ import (
 // than the clocks of hosts may differ.
 const pruneMargin = 24 * time.Hour
 
+// reasonRelabelled tells the revocation of an agent's old labels from that of the agent.
+const reasonRelabelled = "relabelled"
+
 // RevokeHost voids a host's certificates and those of its agents. Its name stays taken.
 func (a *Authority) RevokeHost(p Principal, name, reason string) (Change, error) {
 	target := "host/" + name
@@ -127,7 +130,7 @@ func (a *Authority) Relabel(p Principal, name string, labels segment.Labels, ifM
 			return "", err
 		}
 		tests = a.Policy().Parsed.RunTests(agents, t.now)
-		return detail, t.revoke(p, "relabel "+target, identity.Revocation{ID: target, Before: row.Floor, Reason: "relabelled"})
+		return detail, t.revoke(p, "relabel "+target, identity.Revocation{ID: target, Before: row.Floor, Reason: reasonRelabelled})
 	}))
 	change.Tests = tests
 	return change, err
