@@ -55,7 +55,7 @@ func (d *daemon) serveMetrics(ctx context.Context) error {
 		return err
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 2}))
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", d.config.MetricsListen)
 	if err != nil {
 		// Enforcement matters more than numbers about it.

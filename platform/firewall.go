@@ -39,10 +39,10 @@ type Firewall struct {
 	ipset   string     // path of the program
 	now     func() time.Time
 
-	mu     sync.Mutex
-	state  enforced
-	clean  generation // of the kernel's rules when they were last seen right
-	counts map[string]uint64
+	mu    sync.Mutex
+	state enforced
+	clean generation // of the kernel's rules when they were last seen right
+	drops drops
 }
 
 // enforced is what this process knows to be in the kernel.
@@ -86,7 +86,7 @@ func NewFirewall(o FirewallOptions) (*Firewall, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Firewall{options: o, ipset: ipset, now: time.Now, counts: make(map[string]uint64)}
+	f := &Firewall{options: o, ipset: ipset, now: time.Now, drops: drops{kept: make(map[string]uint64)}}
 	for _, family := range families {
 		x, err := newXtables(family, "")
 		if err != nil {

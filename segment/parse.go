@@ -17,7 +17,7 @@ import (
 const (
 	// MaxDocument is the longest policy text, bytes.
 	MaxDocument = 4 << 20
-	maxMarks    = 600_000 // characters that can begin a token: each token costs the parser memory
+	maxMarks    = 100_000 // characters that can begin a token: each token costs the parser memory
 	maxDepth    = 16      // of nesting; a policy needs 4
 	maxKeys     = 64      // of one mapping: the parser's time grows with their square
 )

@@ -73,7 +73,11 @@ func (s *Server) registerPolicy() {
 	})
 	register(s, operation("checkPolicy", http.MethodPost, "/v1/policy/check", "What replacing the policy would do",
 		ask),
-		func(_ context.Context, in *struct{ documentInput }) (*answer[Check], error) {
+		func(ctx context.Context, in *struct{ documentInput }) (*answer[Check], error) {
+			if err := s.parsing.Acquire(ctx, 1); err != nil {
+				return nil, err
+			}
+			defer s.parsing.Release(1)
 			check, err := s.check(string(in.RawBody))
 			return &answer[Check]{check}, err
 		})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
@@ -55,12 +56,13 @@ type Server struct {
 	strangers *limiters
 	crowd     *rate.Limiter // all strangers together
 	streams   *slots
+	parsing   *semaphore.Weighted // of policy documents that are not yet policy: they may take much memory
 }
 
 // New makes a server.
 func New(o Options) *Server {
 	s := &Server{
-		options: o, log: o.Logger, now: o.Now, mux: http.NewServeMux(),
+		options: o, log: o.Logger, now: o.Now, mux: http.NewServeMux(), parsing: semaphore.NewWeighted(2),
 		members:   newLimiters(memberRate, memberBurst),
 		strangers: newLimiters(strangerRate, strangerBurst),
 		crowd:     rate.NewLimiter(crowdRate, crowdBurst),

@@ -40,10 +40,19 @@ func (a *Authority) Enroll(from string, r EnrollRequest) (*Enrollment, error) {
 	p := Principal{Name: "token/" + r.TokenID, From: from}
 	e, err := a.tryEnroll(p, r)
 	if err != nil {
-		a.refused(&a.strangers, p, "enroll", "host/"+r.Host, err)
+		p.Name = "token/" + worded(r.TokenID)
+		a.refused(&a.strangers, p, "enroll", "host/"+worded(r.Host), err)
 		return nil, err
 	}
 	return e, nil
+}
+
+// worded is what a stranger says, if it is a name: the audit record is no place for all else.
+func worded(s string) string {
+	if segment.ValidName(s) != nil {
+		return "(not a name)"
+	}
+	return s
 }
 
 func (a *Authority) tryEnroll(p Principal, r EnrollRequest) (*Enrollment, error) {

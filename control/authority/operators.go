@@ -33,8 +33,17 @@ func (a *Authority) IssueOperator(p Principal, name string, role Role, pub ed255
 		if _, err := get(t, bucketOperators, name, &row); err != nil {
 			return "", err
 		}
+		demoted := row.Role != "" && row.Role != role && row.NotAfter.After(t.now)
+		if demoted { // a certificate with the old role shall not outlive this
+			row.void(t.now)
+		}
 		row = operatorRow{Name: name, Role: role, certified: certified{Floor: row.Floor}}
 		row.issue(t.now, life)
+		if demoted {
+			if err := t.revoke(p, "change role of operator/"+name, identity.Revocation{ID: "operator/" + name, Before: row.Floor, Reason: reasonRole}); err != nil {
+				return "", err
+			}
+		}
 		var err error
 		chain, err = a.issuing.Issue(identity.Request{
 			ID:     identity.ID{Mesh: a.mesh.Mesh, Kind: identity.KindOperator, Name: name},

@@ -16,8 +16,11 @@ import (
 // than the clocks of hosts may differ.
 const pruneMargin = 24 * time.Hour
 
-// reasonRelabelled tells the revocation of an agent's old labels from that of the agent.
-const reasonRelabelled = "relabelled"
+// These reasons tell the revocation of what an identity was from that of the identity.
+const (
+	reasonRelabelled = "relabelled"
+	reasonRole       = "role changed"
+)
 
 // RevokeHost voids a host's certificates and those of its agents. Its name stays taken.
 func (a *Authority) RevokeHost(p Principal, name, reason string) (Change, error) {

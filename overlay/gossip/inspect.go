@@ -76,7 +76,8 @@ type mention struct {
 }
 
 func (f *findings) refuse(why reason, evidence []byte) {
-	f.refused = append(f.refused, refusal{why, evidence})
+	// A copy, or a long message would stay in memory for what the log shows of it.
+	f.refused = append(f.refused, refusal{why, slices.Clone(evidence[:min(len(evidence), maxEvidence)])})
 }
 
 // packet judges each message of a packet from a proven sender.
