@@ -178,6 +178,7 @@ func (w *world) apply(t testing.TB, allow ...overlay.Allow) {
 func (w *world) drops(t testing.TB) (drops map[string]uint64) {
 	t.Helper()
 	w.here.must(t, func() (err error) {
+		w.firewall.drops.last = nil // what counts is now, not a second ago
 		drops, err = w.firewall.Drops(context.Background())
 		return err
 	})
