@@ -124,7 +124,11 @@ func TestRefusedEnrolmentsConsumeNothing(t *testing.T) {
 			if diff := cmp.Diff(before, w.dump()); diff != "" {
 				t.Errorf("a refused enrolment changed the registry: %s", diff)
 			}
-			if got, want := w.audited(1)[0], fmt.Sprintf("token/%s 192.0.2.66:1 enroll host/%s %s", r.TokenID, r.Host, c.code); got != want {
+			host := r.Host
+			if segment.ValidName(host) != nil { // the audit record is no place for what strangers say
+				host = "(not a name)"
+			}
+			if got, want := w.audited(1)[0], fmt.Sprintf("token/%s 192.0.2.66:1 enroll host/%s %s", r.TokenID, host, c.code); got != want {
 				t.Errorf("audited %q, want %q", got, want)
 			}
 			w.now = w.now.Add(time.Second) // refusals of strangers are recorded once a second in the long run
