@@ -46,7 +46,7 @@ var owners = map[string][]string{
 	"github.com/vishvananda/netlink":                    {"platform"},
 	"github.com/vishvananda/netns":                      {"platform"},
 	"github.com/coreos/go-iptables":                     {"platform"},
-	"github.com/coreos/go-systemd":                      {"platform"},
+	"github.com/coreos/go-systemd":                      {"platform", "platform/scope"},
 	"github.com/danielgtaylor/huma":                     {"control/api"},
 	"github.com/spf13/cobra":                            {"cmd/bulkhead"},
 	"github.com/spf13/pflag":                            {"cmd/bulkhead"},
@@ -54,6 +54,14 @@ var owners = map[string][]string{
 	"github.com/secure-systems-lab/go-securesystemslib": {"overlay/signed"},
 	"github.com/goccy/go-yaml":                          {"segment", "daemon", "cmd/bulkhead"}, // policy, config, output
 	"github.com/prometheus/client_golang":               {"daemon"},
+	"github.com/cilium/ebpf":                            {"platform/bind"},
+	"github.com/fsnotify/fsnotify":                      {"platform/workload"},
+	"github.com/moby/moby":                              {"platform/workload"},
+	"github.com/miekg/dns":                              {"daemon/names"},
+	"github.com/spiffe/go-spiffe":                       {"daemon/spiffe"},
+	"google.golang.org/grpc":                            {"daemon/spiffe"},
+	"github.com/go-jose/go-jose":                        {"control/authority"},
+	"github.com/godbus/dbus":                            {"platform/scope"},
 }
 
 // impure is what segment does without: files, sockets, goroutines, logs, chance. It has package time for the types.
