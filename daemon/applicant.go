@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/bulkhead-mesh/bulkhead/control/api"
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
@@ -21,13 +23,14 @@ type applicant struct {
 	hostCSR    []byte
 	wireguard  [32]byte // private
 	public     [32]byte // of wireguard
+	specs      []AgentSpec
 	agents     []authority.AgentRequest
 	agentKeys  map[string]identity.Key
 }
 
 // newApplicant asks for a host whose WireGuard private key is given.
 func newApplicant(mesh, host string, wireguard [32]byte, agents []AgentSpec) (*applicant, error) {
-	a := &applicant{mesh: mesh, host: host, wireguard: wireguard, agentKeys: make(map[string]identity.Key)}
+	a := &applicant{mesh: mesh, host: host, wireguard: wireguard, specs: agents, agentKeys: make(map[string]identity.Key)}
 	var err error
 	if a.key, a.hostCSR, err = newKey(identity.ID{Mesh: mesh, Kind: identity.KindHost, Name: host}); err != nil {
 		return nil, err
@@ -59,7 +62,9 @@ func application(mesh, host string, agents []AgentSpec) (*applicant, error) {
 func renewal(c *Credentials) (*applicant, error) {
 	var specs []AgentSpec
 	for _, a := range c.Agents {
-		specs = append(specs, AgentSpec{Name: a.Name})
+		if a.Chain != nil {
+			specs = append(specs, AgentSpec{Name: a.Name})
+		}
 	}
 	return newApplicant(c.Mesh, c.Host, c.WireGuard, specs)
 }
@@ -83,14 +88,42 @@ func (a *applicant) credentials(e *authority.Enrollment, advertise, control []st
 		Mesh: e.Mesh, Host: a.host, Key: keyPEM, Chain: e.HostChain, WireGuard: a.wireguard,
 		Roots: e.Roots, Prefixes: e.Prefixes, Control: control, Advertise: advertise,
 	}
-	for _, agent := range e.Agents {
-		keyPEM, err := identity.MarshalKey(a.agentKeys[agent.Name])
-		if err != nil {
-			return nil, err
-		}
-		c.Agents = append(c.Agents, AgentCredentials{Name: agent.Name, Key: keyPEM, Chain: agent.Chain})
+	for _, spec := range a.specs {
+		c.Agents = append(c.Agents, AgentCredentials{Name: spec.Name, Labels: spec.Labels, Match: spec.Match, Source: api.SourceJoin})
 	}
-	return c, nil
+	return c, a.certify(c, e)
+}
+
+// renew gives c the new keys and certificates of what was asked for. An agent that control left out is to be declared
+// again: control may have been restored from a backup that is older than the agent.
+func (a *applicant) renew(c *Credentials, e *authority.Enrollment) (err error) {
+	if c.Key, err = identity.MarshalKey(a.key); err != nil {
+		return err
+	}
+	c.Chain, c.Roots, c.Prefixes = e.HostChain, e.Roots, e.Prefixes
+	for i, held := range c.Agents {
+		_, asked := a.agentKeys[held.Name]
+		if asked && !slices.ContainsFunc(e.Agents, func(g authority.AgentChain) bool { return g.Name == held.Name }) {
+			c.Agents[i].Key, c.Agents[i].Chain = nil, nil
+		}
+	}
+	return a.certify(c, e)
+}
+
+// certify gives the agents of c that were certified their keys and certificates.
+func (a *applicant) certify(c *Credentials, e *authority.Enrollment) error {
+	for _, certified := range e.Agents {
+		agent := c.agent(certified.Name)
+		if agent == nil {
+			continue // removed while control was asked
+		}
+		keyPEM, err := identity.MarshalKey(a.agentKeys[certified.Name])
+		if err != nil {
+			return err
+		}
+		agent.Key, agent.Chain = keyPEM, certified.Chain
+	}
+	return nil
 }
 
 // verify checks all that control handed out against the root that the applicant was told to trust.
@@ -121,17 +154,25 @@ func (a *applicant) verify(e *authority.Enrollment, root [32]byte, now time.Time
 	if host.WireGuard != a.public {
 		return fmt.Errorf("control certified %q with another WireGuard key than this host has", host.Name)
 	}
-	for _, agent := range e.Agents {
+	if err := a.verifyAgents(trust, e.Agents, now); err != nil {
+		return err
+	}
+	if _, err := signed.OpenPolicy(e.Policy, trust, now); err != nil {
+		return fmt.Errorf("policy from control: %w", err)
+	}
+	return nil
+}
+
+// verifyAgents checks that control certified agents that were asked for, with their keys.
+func (a *applicant) verifyAgents(trust *identity.Trust, agents []authority.AgentChain, now time.Time) error {
+	for _, agent := range agents {
 		cert, err := trust.Verify(agent.Chain, identity.KindAgent, now)
 		if err != nil {
 			return fmt.Errorf("certificate of agent %s from control: %w", agent.Name, err)
 		}
-		if key, ok := a.agentKeys[agent.Name]; !ok || cert.Name != agent.Name || !cert.PublicKey.Equal(key.Public()) {
+		if key, ok := a.agentKeys[agent.Name]; !ok || cert.Name != agent.Name || cert.Host != a.host || !cert.PublicKey.Equal(key.Public()) {
 			return fmt.Errorf("control certified agent %q, which was not asked for", agent.Name)
 		}
-	}
-	if _, err := signed.OpenPolicy(e.Policy, trust, now); err != nil {
-		return fmt.Errorf("policy from control: %w", err)
 	}
 	return nil
 }

@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/goccy/go-yaml"
 )
@@ -29,6 +31,14 @@ type Config struct {
 	Advertise     []string `yaml:"advertise"`     // addresses at which others reach this host; empty: its own
 	LogLevel      string   `yaml:"logLevel"`      // debug, info, warn, error
 	LogFormat     string   `yaml:"logFormat"`     // auto, text, json
+
+	Agents           []AgentConfig `yaml:"agents"`           // of this host, beside those that `bulkhead agent add` declared
+	Enforcement      string        `yaml:"enforcement"`      // auto, or required: refuse to start where agents cannot be told apart
+	CgroupRoot       string        `yaml:"cgroupRoot"`       // cgroup v2 directory whose processes are this host's; empty: where it is mounted
+	ContainerSockets []string      `yaml:"containerSockets"` // APIs of Podman and Docker; those that are not there are waited for
+	AgentSocket      string        `yaml:"agentSocket"`      // what agents and `bulkhead run` may ask; empty: socket with -agent
+	SpiffeSocket     string        `yaml:"spiffeSocket"`     // SPIFFE Workload API; empty: socket with -spiffe
+	DNSUpstream      []string      `yaml:"dnsUpstream"`      // for names that egress lists name; empty: those of /etc/resolv.conf
 }
 
 // DefaultConfig is what an absent or empty file means.
@@ -43,6 +53,11 @@ func DefaultConfig() Config {
 		MetricsListen: "127.0.0.1:9464",
 		LogLevel:      "info",
 		LogFormat:     "auto",
+
+		Agents:           []AgentConfig{},
+		Enforcement:      EnforceWhatWorks,
+		ContainerSockets: []string{"/run/podman/podman.sock", "/run/docker.sock"},
+		DNSUpstream:      []string{},
 	}
 }
 
@@ -80,7 +95,14 @@ func (c *Config) Validate() error {
 	fault := func(key, format string, args ...any) {
 		faults = append(faults, fmt.Errorf("config: "+key+": "+format, args...))
 	}
-	for key, path := range map[string]*string{"stateDir": &c.StateDir, "socket": &c.Socket} {
+	base := strings.TrimSuffix(c.Socket, ".sock") // several daemons of one machine have sockets in one directory
+	if c.AgentSocket == "" {
+		c.AgentSocket = base + "-agent.sock"
+	}
+	if c.SpiffeSocket == "" {
+		c.SpiffeSocket = base + "-spiffe.sock"
+	}
+	for key, path := range map[string]*string{"stateDir": &c.StateDir, "socket": &c.Socket, "agentSocket": &c.AgentSocket, "spiffeSocket": &c.SpiffeSocket} {
 		if *path == "" {
 			fault(key, "is empty (fix: give a path)")
 			continue
@@ -91,8 +113,10 @@ func (c *Config) Validate() error {
 		}
 		*path = abs
 	}
-	if n := len(c.Socket); n > 107 {
-		fault("socket", "path has %d bytes, a Unix socket's may have 107 (fix: choose a shorter path)", n)
+	for key, path := range map[string]string{"socket": c.Socket, "agentSocket": c.AgentSocket, "spiffeSocket": c.SpiffeSocket} {
+		if n := len(path); n > 107 {
+			fault(key, "path has %d bytes, a Unix socket's may have 107 (fix: choose a shorter path)", n)
+		}
 	}
 	if n := len(c.Interface); n == 0 || n > 15 {
 		fault("interface", "%q must have 1 to 15 characters, like bulkhead0", c.Interface)
@@ -123,6 +147,7 @@ func (c *Config) Validate() error {
 	default:
 		fault("logFormat", "%q is unknown (fix: auto, text or json)", c.LogFormat)
 	}
+	c.validateAgents(fault)
 	return errors.Join(faults...)
 }
 
@@ -165,6 +190,9 @@ func (c *Config) fixed(next Config) []string {
 		{"interface", c.Interface != next.Interface}, {"mtu", c.MTU != next.MTU}, {"listen", c.Listen != next.Listen},
 		{"controlListen", c.ControlListen != next.ControlListen}, {"metricsListen", c.MetricsListen != next.MetricsListen},
 		{"logFormat", c.LogFormat != next.LogFormat},
+		{"enforcement", c.Enforcement != next.Enforcement}, {"cgroupRoot", c.CgroupRoot != next.CgroupRoot},
+		{"containerSockets", !slices.Equal(c.ContainerSockets, next.ContainerSockets)}, {"agentSocket", c.AgentSocket != next.AgentSocket},
+		{"spiffeSocket", c.SpiffeSocket != next.SpiffeSocket}, {"dnsUpstream", !slices.Equal(c.DNSUpstream, next.DNSUpstream)},
 	} {
 		if k.differs {
 			keys = append(keys, k.key)

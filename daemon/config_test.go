@@ -16,6 +16,9 @@ func TestExampleConfigIsTheDefaults(t *testing.T) {
 	}
 	want := DefaultConfig()
 	want.Advertise = []string{}
+	if err := want.Validate(); err != nil { // which names the sockets
+		t.Fatal(err)
+	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("the example differs from the defaults (-default +example):\n%s", diff)
 	}

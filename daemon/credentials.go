@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/bulkhead-mesh/bulkhead/control/api"
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
+	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
 const (
@@ -44,13 +46,27 @@ type Credentials struct {
 	Control   []string           `json:"control"` // host:port of control APIs
 	Advertise []string           `json:"advertise,omitempty"`
 	Agents    []AgentCredentials `json:"agents,omitempty"`
+	Withdrawn []string           `json:"withdrawn,omitempty"` // agents given up of which control has not heard
 }
 
-// AgentCredentials are the key and certificate of one agent here.
+// AgentCredentials are an agent of this host: how it was declared, its key, and its certificate.
 type AgentCredentials struct {
-	Name  string   `json:"name"`
-	Key   []byte   `json:"key"` // PKCS #8 PEM
-	Chain [][]byte `json:"chain"`
+	Name   string         `json:"name"`
+	Labels segment.Labels `json:"labels"`
+	Match  overlay.Match  `json:"match"`
+	Source api.Source     `json:"source"`
+	Key    []byte         `json:"key"`             // PKCS #8 PEM
+	Chain  [][]byte       `json:"chain,omitempty"` // none while an operator has not approved it
+}
+
+// agent finds an agent of this host.
+func (c *Credentials) agent(name string) *AgentCredentials {
+	for i := range c.Agents {
+		if c.Agents[i].Name == name {
+			return &c.Agents[i]
+		}
+	}
+	return nil
 }
 
 // roots are the parsed root certificates.
@@ -84,7 +100,10 @@ func (c *Credentials) self(public [32]byte, endpoints []netip.AddrPort) (overlay
 	}
 	record := signed.Record{Certificate: c.Chain, WireGuard: public, Endpoints: endpoints}
 	for _, a := range c.Agents {
-		record.Agents = append(record.Agents, signed.AgentEntry{Name: a.Name, Certificate: a.Chain, Match: signed.Match{Host: true}})
+		if a.Chain == nil {
+			continue
+		}
+		record.Agents = append(record.Agents, signed.AgentEntry{Name: a.Name, Certificate: a.Chain})
 	}
 	return overlay.Self{Key: key, Record: record}, nil
 }

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"crypto/tls"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
@@ -11,6 +13,7 @@ import (
 type credentialStore struct {
 	store   overlay.Store
 	current atomic.Pointer[held]
+	changes sync.Mutex // one change at a time
 }
 
 type held struct {
@@ -36,15 +39,22 @@ func (s *credentialStore) hold(c *Credentials) error {
 	return nil
 }
 
-// get is read only: replace puts others in force.
+// get is read only: change puts others in force.
 func (s *credentialStore) get() *Credentials { return s.current.Load().credentials }
 
 func (s *credentialStore) certificate() *tls.Certificate { return s.current.Load().tls }
 
-// replace stores c, then puts it in force.
-func (s *credentialStore) replace(c *Credentials) error {
-	if err := storeCredentials(s.store, c); err != nil {
+// change gives fn a copy, stores it, and puts it in force. What fn refuses changes nothing.
+func (s *credentialStore) change(fn func(*Credentials) error) error {
+	s.changes.Lock()
+	defer s.changes.Unlock()
+	c := *s.get()
+	c.Agents, c.Withdrawn = slices.Clone(c.Agents), slices.Clone(c.Withdrawn)
+	if err := fn(&c); err != nil {
 		return err
 	}
-	return s.hold(c)
+	if err := storeCredentials(s.store, &c); err != nil {
+		return err
+	}
+	return s.hold(&c)
 }

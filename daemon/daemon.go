@@ -23,6 +23,7 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/overlay/tunnel"
 	"github.com/bulkhead-mesh/bulkhead/platform"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
+	"github.com/bulkhead-mesh/bulkhead/platform/workload"
 )
 
 // Options are what a daemon runs with.
@@ -54,12 +55,18 @@ type daemon struct {
 	mesh        *overlay.Mesh
 	api         *api.Server
 	events      *events
+	binder      binder
+	cgroupRoot  string // of this host's processes; empty without cgroup v2
+	workloads   *workload.Watcher
+	roster      *roster
+	runs        *runs
 	newPolicy   chan struct{} // the authority has one
 	stop        context.CancelFunc
 
 	publishError atomic.Pointer[error]    // why the mesh does not take the authority's policy
 	renewalError atomic.Pointer[error]    // why certificates are not renewed
 	advertise    atomic.Pointer[[]string] // as configured last; the rest of config does not change
+	configured   atomic.Pointer[[]AgentConfig]
 }
 
 // Run runs the daemon until ctx ends or it is told to go down. The rules stay in the kernel.
@@ -68,10 +75,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer stop()
 	d := &daemon{
 		options: o, config: o.Config, log: o.Logger, started: time.Now(),
-		events: newEvents(), newPolicy: make(chan struct{}, 1), stop: stop,
+		events: newEvents(), runs: newRuns(ctx), newPolicy: make(chan struct{}, 1), stop: stop,
 	}
+	d.roster = &roster{daemon: d, wake: make(chan struct{}, 1)}
 	d.lifecycle.phase = Starting
 	d.advertise.Store(&o.Config.Advertise)
+	d.configured.Store(&o.Config.Agents)
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(); err != nil {
 		return err
@@ -127,12 +136,16 @@ func (d *daemon) fence(ctx context.Context) (err error) {
 	d.firewall, err = platform.NewFirewall(platform.FirewallOptions{
 		Interface: d.config.Interface,
 		Prefixes:  d.credentials.get().Prefixes,
+		Resolvers: overlay.ResolverAddrs(d.credentials.get().Prefixes),
 		Logger:    d.log.With("part", "firewall"),
 	})
 	if err != nil {
 		return fmt.Errorf("prepare firewall: %w", err)
 	}
 	if err := d.firewall.Fence(ctx); err != nil {
+		return fmt.Errorf("fence: %w", err)
+	}
+	if err := d.openBinder(); err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}
 	d.lifecycle.enter(Fenced, "deny is in the kernel")
@@ -168,6 +181,8 @@ func (d *daemon) assemble() error {
 	if err != nil {
 		return err
 	}
+	d.workloads = workload.New(workload.Options{Root: d.cgroupRoot, Sockets: d.config.ContainerSockets, Logger: d.log.With("part", "workload")})
+	d.roster.watch()
 	d.link = link.New(link.Options{
 		Conn:        d.tunnel.PacketConn(),
 		Certificate: d.credentials.certificate,
@@ -214,14 +229,24 @@ func (d *daemon) serve(ctx context.Context) error {
 		return d.gossip.Run(ctx)
 	})
 	enforcer := &enforcer{
-		firewall: d.firewall, name: d.config.Interface, mtu: d.config.MTU, prefixes: d.credentials.get().Prefixes,
+		firewall: d.firewall, binder: d.binder, name: d.config.Interface, mtu: d.config.MTU, prefixes: d.credentials.get().Prefixes,
 		log: d.log.With("part", "interface"),
 	}
 	run("mesh", func(ctx context.Context) error {
+		// What the kernel has from before stays as it is until containers are known again.
+		d.workloads.Settle(ctx)
 		return d.mesh.Run(ctx, overlay.Drivers{
-			Tunnel: d.tunnel, Firewall: enforcer, Network: d.link, Gossip: d.gossip, Void: d.link.Recheck,
+			Tunnel: d.tunnel, Firewall: enforcer, Binder: d.binder, Network: d.link, Gossip: d.gossip, Void: d.link.Recheck,
+			Found: d.workloads.Workloads(),
 		})
 	})
+	run("workloads", d.workloads.Run)
+	run("bindings", d.follow)
+	run("agents", d.roster.run)
+	run("control guard", d.guardControl)
+	run("agent socket", d.serveAgents)
+	run("SPIFFE", d.serveSPIFFE)
+	run("names", d.serveNames)
 	run("interface", enforcer.guard)
 	run("firewall", func(ctx context.Context) error { return d.firewall.Guard(ctx, d.drifted) })
 	run("renewal", d.renew)
@@ -242,6 +267,9 @@ func (d *daemon) close() error {
 	var err error
 	if d.tunnel != nil {
 		d.tunnel.Close()
+	}
+	if d.binder != nil {
+		err = errors.Join(err, d.binder.Close())
 	}
 	if d.authority != nil {
 		err = errors.Join(err, d.authority.Close())

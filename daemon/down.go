@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/bulkhead-mesh/bulkhead/platform"
+	"github.com/bulkhead-mesh/bulkhead/platform/bind"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
 )
 
@@ -26,8 +27,14 @@ func Down(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := firewall.Remove(ctx); err != nil {
 		return fmt.Errorf("down: %w", err)
 	}
-	if err := removeSocket(cfg.Socket); err != nil {
+	// After the firewall, which lets nothing pass for as long as it stands.
+	if err := bind.Remove(pinDir(cfg.Interface)); err != nil {
 		return fmt.Errorf("down: %w", err)
+	}
+	for _, path := range []string{cfg.Socket, cfg.AgentSocket, cfg.SpiffeSocket} {
+		if err := removeSocket(path); err != nil {
+			return fmt.Errorf("down: %w", err)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -17,13 +18,15 @@ const guardInterval = time.Second
 // enforcer is the overlay's firewall: the kernel's rules first, then the addresses that they guard.
 type enforcer struct {
 	firewall *platform.Firewall
+	binder   binder
 	name     string
 	mtu      int
 	prefixes []netip.Prefix
 	log      *slog.Logger
 
 	mu    sync.Mutex
-	addrs []netip.Addr
+	local []netip.Addr // the agents'
+	addrs []netip.Addr // and the resolver's, which every host has
 	up    bool
 }
 
@@ -34,14 +37,15 @@ func (e *enforcer) Apply(ctx context.Context, c overlay.FirewallConfig) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.up && slices.Equal(e.addrs, c.Local) {
-		return nil
+	if e.up && slices.Equal(e.local, c.Local) {
+		return nil // the bindings may be others, but no address is
 	}
-	if err := platform.ConfigureLink(e.name, e.mtu, c.Local, e.prefixes); err != nil {
+	addrs := slices.Concat(c.Local, overlay.ResolverAddrs(e.prefixes))
+	if err := platform.ConfigureLink(e.name, e.mtu, addrs, e.prefixes); err != nil {
 		return err
 	}
-	e.addrs, e.up = slices.Clone(c.Local), true
-	return nil
+	e.local, e.addrs, e.up = slices.Clone(c.Local), addrs, true
+	return e.binder.Route()
 }
 
 // guard puts back what other programs take away from the interface, until ctx ends.
@@ -69,5 +73,9 @@ func (e *enforcer) restore() (restored bool, err error) {
 	if !e.up {
 		return false, nil
 	}
-	return platform.RestoreLink(e.name, e.mtu, e.addrs, e.prefixes)
+	restored, err = platform.RestoreLink(e.name, e.mtu, e.addrs, e.prefixes)
+	if restored {
+		err = errors.Join(err, e.binder.Route())
+	}
+	return restored, err
 }

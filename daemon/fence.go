@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/platform"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
 )
@@ -25,7 +26,7 @@ func Fence(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}
-	firewall, err := platform.NewFirewall(platform.FirewallOptions{Interface: cfg.Interface, Prefixes: credentials.Prefixes, Logger: log})
+	firewall, err := platform.NewFirewall(platform.FirewallOptions{Interface: cfg.Interface, Prefixes: credentials.Prefixes, Resolvers: overlay.ResolverAddrs(credentials.Prefixes), Logger: log})
 	if err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}

@@ -40,6 +40,7 @@ type InitOptions struct {
 type AgentSpec struct {
 	Name   string
 	Labels segment.Labels
+	Match  overlay.Match
 }
 
 // Founded says what Init made.

@@ -4,17 +4,18 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/control/api"
-	"github.com/bulkhead-mesh/bulkhead/control/authority"
+	"github.com/bulkhead-mesh/bulkhead/daemon/names"
+	"github.com/bulkhead-mesh/bulkhead/daemon/spiffe"
+	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
-	"github.com/bulkhead-mesh/bulkhead/platform"
 )
 
 // newAPI makes the API of this host. What needs the authority goes to a control host, if this host may ask there.
@@ -58,34 +59,92 @@ func (d *daemon) controlClient(addr string) (*api.Client, error) {
 
 // serveSocket serves the local API to root and to the user that the daemon runs as.
 func (d *daemon) serveSocket(ctx context.Context) error {
-	if err := os.MkdirAll(filepath.Dir(d.config.Socket), 0o700); err != nil {
-		return err
-	}
-	// The state directory's lock is ours, so a socket that is there was left by a daemon that was killed.
-	if err := os.Remove(d.config.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", d.config.Socket)
+	listener, err := listenUnix(ctx, d.config.Socket, 0o600)
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(d.config.Socket, 0o600); err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	return api.Serve(ctx, listener, d.api.Socket(socketPrincipal), d.log)
+	return api.Serve(ctx, listener, d.api.Socket(d.socketPrincipal), d.log)
 }
 
-// socketPrincipal is who asks over the socket; the zero principal, which may nothing, for other users.
-func socketPrincipal(r *http.Request) authority.Principal {
-	conn, ok := r.Context().Value(api.ConnContextKey{}).(*net.UnixConn)
+// serveAgents serves what agents, and those who run them, may ask.
+func (d *daemon) serveAgents(ctx context.Context) error {
+	listener, err := listenUnix(ctx, d.config.AgentSocket, 0o666)
+	if err != nil {
+		return err
+	}
+	bounded := api.BoundAskers(listener, d.asker)
+	return api.Serve(ctx, bounded, d.api.Agents(func(r *http.Request) (api.Asker, error) {
+		conn, ok := connOf(r)
+		if !ok {
+			return api.Asker{}, errNoSocket
+		}
+		return d.asker(conn)
+	}), d.log)
+}
+
+var errNoSocket = errors.New("no Unix socket")
+
+// asker is the process on the other end of a connection.
+func (d *daemon) asker(conn net.Conn) (api.Asker, error) {
+	unix, ok := conn.(*net.UnixConn)
 	if !ok {
-		return authority.Principal{}
+		return api.Asker{}, errNoSocket
 	}
-	uid, err := platform.PeerUID(conn)
-	if err != nil || (uid != 0 && uid != os.Getuid()) {
-		return authority.Principal{}
+	c, err := d.attest(unix)
+	return api.Asker{PID: c.PID, UID: c.UID, Agent: c.agent}, err
+}
+
+// serveSPIFFE serves the SPIFFE Workload API.
+func (d *daemon) serveSPIFFE(ctx context.Context) error {
+	listener, err := listenUnix(ctx, d.config.SpiffeSocket, 0o666)
+	if err != nil {
+		return err
 	}
-	return authority.Principal{Name: fmt.Sprintf("local/uid-%d", uid), Role: authority.RoleAdmin, From: "socket"}
+	return spiffe.New(spiffe.Options{
+		Mesh: d.credentials.get().Mesh, Listener: listener, Source: svids{d}, Logger: d.log.With("part", "spiffe"),
+		Attest: func(conn *net.UnixConn) (string, error) {
+			c, err := d.attest(conn)
+			return c.agent, err
+		},
+	}).Run(ctx)
+}
+
+// serveNames answers the agents' DNS queries, on the overlay.
+func (d *daemon) serveNames(ctx context.Context) error {
+	upstream, err := d.config.upstream()
+	if err != nil {
+		return err
+	}
+	var listen []netip.AddrPort
+	for _, addr := range overlay.ResolverAddrs(d.credentials.get().Prefixes) {
+		listen = append(listen, netip.AddrPortFrom(addr, dnsPort))
+	}
+	return names.New(names.Options{
+		Mesh: d.credentials.get().Mesh, Listen: listen, Upstream: upstream, Interface: d.config.Interface,
+		Directory: directory{d}, Learn: directory{d}.learn, Logger: d.log.With("part", "names"),
+	}).Run(ctx)
+}
+
+const dnsPort = 53
+
+// listenUnix makes a socket at path. The state directory's lock is ours, so one that is there was left by a daemon that
+// was killed. Others may enter the directory if the socket is for them.
+func listenUnix(ctx context.Context, path string, mode os.FileMode) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return listener, nil
 }
 
 // serveControl serves the control API. Who asks is judged per request; the certificate shown is this host's,

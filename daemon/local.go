@@ -34,7 +34,7 @@ func (l local) Status() api.Status {
 		Agents:        l.agents(s), Peers: l.peers(s),
 		Hosts:   api.HostCount{Known: len(s.Records), Alive: len(l.gossip.Alive()) + 1},
 		Drops:   l.drops(),
-		Refused: l.refused(s), NotEnforced: []string{},
+		Refused: l.refused(s), NotEnforced: append([]string{}, l.binder.Limits(s.Plan.Bindings)...),
 	}
 	phase, reason := l.lifecycle.now()
 	status.Phase, status.Reason = string(phase), reason
@@ -59,9 +59,7 @@ func (l local) agents(s *overlay.Snapshot) []api.StatusAgent {
 			continue
 		}
 		agent := api.StatusAgent{Name: a.Name, Addresses: a.Addresses, Labels: a.Labels, Sensitivity: a.Labels[segment.LabelSensitivity], Segments: []string{}}
-		if s.Policy != nil {
-			agent.Segments = s.Policy.Parsed.SegmentsOf(a)
-		}
+		agent.Segments = append(agent.Segments, segmentsOf(s, a)...)
 		out = append(out, agent)
 	}
 	return out

@@ -56,7 +56,7 @@ func (d *daemon) renew(ctx context.Context) error {
 // renewalDue is when the first certificate here is due; the zero time if one is void already.
 func (d *daemon) renewalDue(now time.Time) time.Time {
 	own := d.mesh.Snapshot().Records[d.credentials.get().Host]
-	if own == nil || len(own.AgentCerts) < len(d.credentials.get().Agents) {
+	if own == nil || len(own.AgentCerts) < len(own.Agents) {
 		return time.Time{}
 	}
 	due := own.HostCert.RenewAt()
@@ -79,57 +79,58 @@ func (d *daemon) renewOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	enrollment, err := d.askRenewal(ctx, c, authority.RenewRequest{HostCSR: applicant.hostCSR, Agents: applicant.agents})
+	enrollment, err := d.askRenewal(ctx, authority.RenewRequest{HostCSR: applicant.hostCSR, Agents: applicant.agents})
 	if err != nil {
 		return err
 	}
 	if err := applicant.verify(enrollment, identity.Fingerprint(roots[0]), time.Now()); err != nil {
 		return err
 	}
-	renewed, err := applicant.credentials(enrollment, c.Advertise, c.Control)
-	if err != nil {
+	if err := d.credentials.change(func(c *Credentials) error { return applicant.renew(c, enrollment) }); err != nil {
 		return err
 	}
-	if err := d.credentials.replace(renewed); err != nil {
+	if err := d.publishSelf(); err != nil {
 		return err
 	}
-	self, err := d.self()
-	if err != nil {
-		return err
-	}
-	if err := d.mesh.SetSelf(self); err != nil {
-		return fmt.Errorf("publish renewed record: %w", err)
-	}
-	d.log.Info("certificates renewed", "agents", len(renewed.Agents))
+	d.roster.nudge()
+	d.log.Info("certificates renewed", "agents", len(enrollment.Agents))
 	return nil
 }
 
-// askRenewal asks the authority here, or the control hosts in turn.
-func (d *daemon) askRenewal(ctx context.Context, c *Credentials, req authority.RenewRequest) (*authority.Enrollment, error) {
+// askRenewal asks the authority here, or a control host.
+func (d *daemon) askRenewal(ctx context.Context, req authority.RenewRequest) (*authority.Enrollment, error) {
+	return askControl(d, func(a *authority.Authority, cert *identity.Certificate) (*authority.Enrollment, error) {
+		req.From = "local"
+		return a.Renew(cert, req)
+	}, func(client *api.Client) (*authority.Enrollment, error) { return client.Renew(ctx, req) })
+}
+
+// askControl asks the authority here, which is told who asks, or the control hosts in turn.
+func askControl[T any](d *daemon, here func(*authority.Authority, *identity.Certificate) (T, error), there func(*api.Client) (T, error)) (answer T, err error) {
+	c := d.credentials.get()
 	if d.authority != nil {
 		cert, err := d.mesh.Trust().Verify(c.Chain, identity.KindHost, time.Now())
 		if err != nil {
-			return nil, err
+			return answer, err
 		}
-		req.From = "local"
-		return d.authority.Renew(cert, req)
+		return here(d.authority, cert)
 	}
 	var faults []error
 	for _, addr := range c.Control {
 		client, err := d.controlClient(addr)
 		if err != nil {
-			return nil, err
+			return answer, err
 		}
-		enrollment, err := client.Renew(ctx, req)
+		answer, err := there(client)
 		if err == nil {
-			return enrollment, nil
+			return answer, nil
 		}
 		faults = append(faults, fmt.Errorf("control %s: %w", addr, err))
 		if problem := (*api.Problem)(nil); errors.As(err, &problem) {
 			break // an answer, not a failure to reach one
 		}
 	}
-	return nil, errors.Join(faults...)
+	return answer, errors.Join(faults...)
 }
 
 // publish hands every policy version of the authority here to the mesh.

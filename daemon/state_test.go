@@ -18,7 +18,7 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
-func names(t *testing.T, dir string) []string {
+func filesIn(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -46,8 +46,8 @@ func TestNewStateIsAllOrNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
 	refused := errors.New("control is away")
 	err := newState(dir, func(tmp string) error { return errors.Join(fill(hostFile, controlFile)(tmp), refused) })
-	if !errors.Is(err, refused) || len(names(t, dir)) != 0 {
-		t.Errorf("got %v, and %q is left", err, names(t, dir))
+	if !errors.Is(err, refused) || len(filesIn(t, dir)) != 0 {
+		t.Errorf("got %v, and %q is left", err, filesIn(t, dir))
 	}
 	if err := newState(dir, fill(controlFile)); err == nil {
 		t.Error("a state without a host is accepted")
@@ -59,7 +59,7 @@ func TestNewStateIsAllOrNothing(t *testing.T) {
 	if err := newState(dir, fill(hostFile, controlFile)); err != nil {
 		t.Fatal(err)
 	}
-	if got := names(t, dir); !slices.Equal(got, []string{controlFile, hostFile}) {
+	if got := filesIn(t, dir); !slices.Equal(got, []string{controlFile, hostFile}) {
 		t.Errorf("made %q", got)
 	}
 	if err := newState(dir, fill(hostFile)); err == nil || !strings.Contains(err.Error(), "already holds a host") {

@@ -109,6 +109,18 @@ func (d *daemon) refreshSelf() {
 	}
 }
 
+// publishSelf tells the mesh what this host says about itself now, and waits until the kernel follows.
+func (d *daemon) publishSelf() error {
+	self, err := d.self()
+	if err != nil {
+		return err
+	}
+	if err := d.mesh.SetSelf(self); err != nil {
+		return fmt.Errorf("publish own record: %w", err)
+	}
+	return d.mesh.Ping() // taken after what came before it was enforced
+}
+
 // reloadConfig puts a new configuration in force, or keeps the old one and says why.
 func (d *daemon) reloadConfig() {
 	d.notify("RELOADING=1")
@@ -122,6 +134,8 @@ func (d *daemon) reloadConfig() {
 		d.log.Warn("these keys change at the next start only", "keys", strings.Join(fixed, ", "))
 	}
 	d.advertise.Store(&next.Advertise)
+	d.configured.Store(&next.Agents)
+	d.roster.nudge()
 	var level slog.Level
 	if level.UnmarshalText([]byte(next.LogLevel)) == nil && d.options.Level != nil {
 		d.options.Level.Set(level)

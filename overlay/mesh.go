@@ -43,8 +43,10 @@ type Options struct {
 type Drivers struct {
 	Tunnel   Tunnel
 	Firewall Firewall
+	Binder   Binder
 	Network  Network
 	Gossip   Gossip
+	Found    map[string]Workload // where the agents' processes are when the mesh starts
 	// Void is called after certificates became void: connections of their hosts shall end. It does not block.
 	Void func()
 }
@@ -96,7 +98,7 @@ func New(o Options) (*Mesh, error) {
 // Run enforces the stored state at once and every later one, until ctx ends. What is in the kernel stays there.
 func (m *Mesh) Run(ctx context.Context, d Drivers) error {
 	defer close(m.stopped)
-	m.drivers = d
+	m.drivers, m.found = d, d.Found
 	m.pulls = newPulls(d.Network, m.trusted)
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -192,9 +194,12 @@ func (m *Mesh) settle(ctx context.Context) time.Duration {
 	return min(max(m.plan.NextChange.Sub(m.options.Now())+time.Millisecond, time.Millisecond), time.Hour)
 }
 
-// apply puts the plan into the kernel: first what may pass, then who may connect, so that a withdrawn
-// flow is dropped before its peer goes.
+// apply puts the plan into the kernel: first whose the addresses are, then what may pass, then who may connect, so that
+// no address is ever open to all, and a withdrawn flow is dropped before its peer goes.
 func (m *Mesh) apply(ctx context.Context) error {
+	if err := m.drivers.Binder.Apply(ctx, m.plan.Bindings); err != nil {
+		return fmt.Errorf("apply bindings: %w", err)
+	}
 	if err := m.drivers.Firewall.Apply(ctx, m.plan.Firewall); err != nil {
 		return fmt.Errorf("apply firewall: %w", err)
 	}
@@ -234,6 +239,16 @@ var ErrStopped = errors.New("mesh has stopped")
 // SetSelf replaces what this host says about itself. A new record is signed and spread.
 func (m *Mesh) SetSelf(s Self) error {
 	return m.call(func() error { return m.acceptSelf(s) })
+}
+
+// SetWorkloads says where the processes of this host's agents are now.
+func (m *Mesh) SetWorkloads(found map[string]Workload) error {
+	return m.call(func() error {
+		if !maps.EqualFunc(m.found, found, Workload.Equal) {
+			m.found, m.dirty = maps.Clone(found), true
+		}
+		return nil
+	})
 }
 
 // SubmitPolicy takes a signed policy, verifies it and acts on it; the error says why it was refused.

@@ -58,6 +58,7 @@ type member struct {
 
 	mu       sync.Mutex
 	firewall overlay.FirewallConfig
+	bindings overlay.BindingConfig
 	tunnel   overlay.TunnelConfig
 	fault    error    // what Apply of the firewall returns
 	log      []string // in which order things were done
@@ -79,6 +80,15 @@ func (f fakeFirewall) Apply(_ context.Context, c overlay.FirewallConfig) error {
 		f.member.firewall = c
 	}
 	return f.fault
+}
+
+type fakeBinder struct{ *member }
+
+func (f fakeBinder) Apply(_ context.Context, c overlay.BindingConfig) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.member.bindings = c
+	return nil
 }
 
 type fakeTunnel struct{ *member }
@@ -135,7 +145,7 @@ func (w *world) enrol(name, agent string, labels map[string]string) {
 	}}}
 	if agent != "" {
 		chain := w.ca.Agent(agent, name, labels, netip.MustParseAddr("10.201.0."+name[1:])).Chain
-		m.self.Record.Agents = []signed.AgentEntry{{Name: agent, Certificate: chain, Match: signed.Match{Host: true}}}
+		m.self.Record.Agents = []signed.AgentEntry{{Name: agent, Certificate: chain}}
 	}
 	w.members[name] = m
 	w.start(m)
@@ -163,7 +173,7 @@ func (w *world) start(m *member) {
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := mesh.Run(ctx, overlay.Drivers{
-			Tunnel: fakeTunnel{m}, Firewall: fakeFirewall{m}, Network: node, Gossip: fakeGossip{m, others}, Void: func() { m.did("void") },
+			Tunnel: fakeTunnel{m}, Firewall: fakeFirewall{m}, Binder: fakeBinder{m}, Network: node, Gossip: fakeGossip{m, others}, Void: func() { m.did("void") },
 		}); err != nil {
 			w.t.Error(err)
 		}

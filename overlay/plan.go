@@ -14,9 +14,11 @@ import (
 // HostPlan is all that a host shall do now. It is a value: two equal states give equal plans.
 type HostPlan struct {
 	PolicyVersion uint64
-	Addresses     []netip.Addr // of the agents here, for the interface
+	Local         []segment.Agent // this host's, sorted by name
+	Addresses     []netip.Addr    // theirs, for the interface
 	Tunnel        TunnelConfig
 	Firewall      FirewallConfig
+	Bindings      BindingConfig
 	Rules         *segment.Ruleset
 	NextChange    time.Time // when a grant or certificate in the plan ends; zero if none does
 }
@@ -25,6 +27,7 @@ type HostPlan struct {
 type Inputs struct {
 	Host    string
 	Local   []AgentState
+	Found   map[string]Workload    // where the agents' processes are, by name
 	Policy  *signed.VerifiedPolicy // nil: nothing is allowed
 	Records map[string]*signed.VerifiedRecord
 	Now     time.Time
@@ -49,10 +52,12 @@ func (p *Planner) Plan(in Inputs) HostPlan {
 	agents, nextExpiry := liveAgents(in)
 	plan := HostPlan{NextChange: nextExpiry}
 	for _, a := range in.Local {
+		plan.Local = append(plan.Local, a.Agent)
 		plan.Addresses = append(plan.Addresses, a.Addresses...)
 	}
 	slices.SortFunc(plan.Addresses, netip.Addr.Compare)
-	plan.Firewall.Local = plan.Addresses
+	plan.Bindings = bindings(in)
+	plan.Firewall.Local = hostFirst(plan.Bindings)
 	if in.Policy == nil {
 		p.compiler = nil
 		return plan
@@ -125,6 +130,36 @@ func sameAgent(a, b segment.Agent) bool {
 		}
 	}
 	return true
+}
+
+// bindings ties each agent here to its processes. What is the whole host is not guarded: it is the daemon and the system
+// that everything runs on, too.
+func bindings(in Inputs) BindingConfig {
+	var c BindingConfig
+	for _, a := range in.Local {
+		b := Binding{Agent: a.Name, Addresses: a.Addresses, Workload: in.Found[a.Name]}
+		if in.Policy != nil && !b.Host {
+			egress := in.Policy.Parsed.EgressOf(a.Agent)
+			b.Guarded, b.Egress = egress.Guarded, egressAllows(egress.Rules)
+		}
+		c.Agents = append(c.Agents, b)
+	}
+	return c
+}
+
+// hostFirst are the agents' addresses, those of the one that is the whole host first: where programs cannot be told apart,
+// the kernel takes the first as the source of what leaves.
+func hostFirst(c BindingConfig) []netip.Addr {
+	var first, rest []netip.Addr
+	for _, b := range c.Agents {
+		if b.Host {
+			first = append(first, b.Addresses...)
+		} else {
+			rest = append(rest, b.Addresses...)
+		}
+	}
+	slices.SortFunc(rest, netip.Addr.Compare)
+	return append(first, rest...)
 }
 
 // tunnelConfig has a peer for each other host with an approved pair, allowed to use just those agents' addresses.

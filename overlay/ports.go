@@ -43,7 +43,7 @@ type Firewall interface {
 
 // FirewallConfig is everything that may pass the overlay interface; all else is dropped.
 type FirewallConfig struct {
-	Local []netip.Addr // addresses of the agents here: the only sources that may leave
+	Local []netip.Addr // addresses of the agents here: the only sources that may leave, the usual one first
 	Allow []Allow
 }
 

@@ -22,6 +22,7 @@ type Self struct {
 type state struct {
 	trust    *identity.Trust
 	self     *Self
+	found    map[string]Workload
 	policy   *signed.VerifiedPolicy
 	records  map[string]*signed.VerifiedRecord // of all hosts, this one's too
 	hints    map[string]Hint
@@ -71,7 +72,7 @@ func (s *state) policyVersion() uint64 {
 }
 
 func (m *Mesh) inputs() Inputs {
-	in := Inputs{Host: m.options.Host, Policy: m.policy, Records: m.records, Now: m.options.Now()}
+	in := Inputs{Host: m.options.Host, Policy: m.policy, Records: m.records, Found: m.found, Now: m.options.Now()}
 	if own := m.records[m.options.Host]; own != nil {
 		for _, c := range own.AgentCerts {
 			if in.Now.Before(c.NotAfter) {

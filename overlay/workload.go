@@ -105,6 +105,9 @@ func (c *ContainerMatch) String() string {
 	return strings.Join(parts, ",")
 }
 
+// Equal reports whether two matches are of the same processes.
+func (m Match) Equal(n Match) bool { return m.String() == n.String() }
+
 // ParseMatch is the inverse of String.
 func ParseMatch(s string) (Match, error) {
 	var m Match
@@ -187,4 +190,32 @@ func ResolverAddrs(prefixes []netip.Prefix) []netip.Addr {
 		out = append(out, a)
 	}
 	return out
+}
+
+// Owner is the agent that a process is: that of the innermost claimed cgroup of those that it is in, outermost first,
+// else that of its user, else the host's. Empty: none.
+func (c BindingConfig) Owner(cgroups []uint64, uid uint32) string {
+	for _, id := range slices.Backward(cgroups) {
+		for _, b := range c.Agents {
+			if slices.Contains(b.Cgroups, id) {
+				return b.Agent
+			}
+		}
+	}
+	for _, b := range c.Agents {
+		if slices.Contains(b.UIDs, uid) {
+			return b.Agent
+		}
+	}
+	return c.HostAgent()
+}
+
+// HostAgent is the agent that everything is that no other claims; empty if there is none.
+func (c BindingConfig) HostAgent() string {
+	for _, b := range c.Agents {
+		if b.Host {
+			return b.Agent
+		}
+	}
+	return ""
 }

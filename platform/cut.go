@@ -42,7 +42,7 @@ func (f *Firewall) cutAll() error {
 }
 
 func (f *Firewall) cutWithin(prefixes []netip.Prefix, want sets) error {
-	c := cutter{want: want, prefixes: prefixes, now: instantOf(f.now()), ended: make(map[flow]bool)}
+	c := cutter{want: want, prefixes: prefixes, resolvers: f.options.Resolvers, now: instantOf(f.now()), ended: make(map[flow]bool)}
 	for _, fam := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		if err := c.forget(fam); err != nil {
 			return fmt.Errorf("delete tracked connections: %w", err)
@@ -57,10 +57,11 @@ func (f *Firewall) cutWithin(prefixes []netip.Prefix, want sets) error {
 }
 
 type cutter struct {
-	want     sets
-	prefixes []netip.Prefix
-	now      instant
-	ended    map[flow]bool
+	want      sets
+	prefixes  []netip.Prefix
+	resolvers []netip.Addr
+	now       instant
+	ended     map[flow]bool
 }
 
 func (c *cutter) forget(fam netlink.InetFamily) error {
@@ -96,13 +97,16 @@ func (c *cutter) MatchConntrackFlow(t *netlink.ConntrackFlow) bool {
 	return true
 }
 
-// ofOverlay reports whether packets between the addresses are judged: not those of an agent with itself
-// or another on this host, which stay on the loopback interface.
+// ofOverlay reports whether packets between the addresses are judged by sets: not those of an agent with itself, or with
+// this host's resolver.
 func (c *cutter) ofOverlay(a, b netip.Addr) bool {
 	if !inPrefixes(c.prefixes, a) && !inPrefixes(c.prefixes, b) {
 		return false
 	}
-	return !c.local(a) || !c.local(b)
+	if slices.Contains(c.resolvers, a) || slices.Contains(c.resolvers, b) {
+		return false
+	}
+	return a != b || !c.local(a)
 }
 
 func (c *cutter) local(a netip.Addr) bool {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"regexp"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 type FirewallOptions struct {
 	Interface string         // the overlay interface; it need not exist yet
 	Prefixes  []netip.Prefix // the overlay's address ranges, IPv4 and IPv6
+	Resolvers []netip.Addr   // addresses in them that are this host's own, where it answers DNS queries
 	Logger    *slog.Logger
 }
 
@@ -27,6 +27,8 @@ type FirewallOptions struct {
 //	mangle PREROUTING   what comes in: opened by a remote agent (set in), or the answer to one here (set out)
 //	filter OUTPUT       what goes out: the same with the sides swapped, refused with an error that the agent sees
 //	mangle POSTROUTING  the same for every packet, forwarded ones included; and no overlay address leaves elsewhere
+//
+// The last two judge the loopback interface, too, over which the agents of one host meet.
 //
 // A packet is judged by its connection's direction and by sets of initiator, port and responder, so that a
 // withdrawn flow, established or not, ends with the change of the set. The sets are the state: rules follow
@@ -50,7 +52,7 @@ type enforced struct {
 	fenced bool
 	config *overlay.FirewallConfig // nil until the first Apply: the sets are adopted ones
 	sets   sets                    // nil: unknown, to be read before the next change
-	rules  []wideRange             // that the rules speak of
+	rules  ruleData                // that the rules speak of
 	stale  bool                    // the rules may differ from that
 	uncut  bool                    // flows may be left that are not allowed
 }
@@ -184,7 +186,7 @@ func (f *Firewall) converge(ctx context.Context, want sets) error {
 	if err := f.runIpset(ctx, plan.change(now)); err != nil {
 		return err
 	}
-	if rules := want.wideRanges(); f.state.stale || !slices.Equal(rules, f.state.rules) {
+	if rules := want.ruleData(); f.state.stale || !rules.equal(f.state.rules) {
 		if err := f.writeRules(ctx, rules); err != nil {
 			return err
 		}
@@ -203,7 +205,7 @@ func (f *Firewall) converge(ctx context.Context, want sets) error {
 }
 
 // writeRules replaces the rules of both families, each in one transaction, IPv6 first because nobody watches it.
-func (f *Firewall) writeRules(ctx context.Context, rules []wideRange) error {
+func (f *Firewall) writeRules(ctx context.Context, rules ruleData) error {
 	f.state.stale = true
 	f.keepCounts()
 	for _, x := range f.tables {

@@ -227,6 +227,29 @@ func (s sets) adopt() sets {
 	return out
 }
 
+// ruleData is what rules speak of that sets cannot hold.
+type ruleData struct {
+	wide []wideRange  // in the order in which rules name them
+	own  []netip.Addr // of the agents here, sorted: each may talk to itself
+}
+
+func (d ruleData) equal(e ruleData) bool {
+	return slices.Equal(d.wide, e.wide) && slices.Equal(d.own, e.own)
+}
+
+func (s sets) ruleData() ruleData {
+	d := ruleData{wide: s.wideRanges()}
+	for _, f := range families {
+		if local := s[nameLocal(f)]; local != nil {
+			for e := range local.entries {
+				d.own = append(d.own, e.src)
+			}
+		}
+	}
+	slices.SortFunc(d.own, netip.Addr.Compare)
+	return d
+}
+
 // wideRanges are those that have a set, in the order in which rules name them.
 func (s sets) wideRanges() []wideRange {
 	var out []wideRange

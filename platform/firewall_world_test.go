@@ -157,6 +157,7 @@ func (w *world) newFirewall(t testing.TB) *Firewall {
 	f, err := NewFirewall(FirewallOptions{
 		Interface: "bulkhead0",
 		Prefixes:  []netip.Prefix{prefix4, prefix6},
+		Resolvers: overlay.ResolverAddrs([]netip.Prefix{prefix4, prefix6}),
 		Logger:    slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
@@ -19,6 +20,7 @@ const (
 	dropIn        = "not-allowed-in"
 	dropOut       = "not-allowed-out"
 	dropLeak      = "leak"
+	dropLocal     = "not-allowed-here"
 
 	commentPrefix = "bulkhead:"
 )
@@ -42,18 +44,21 @@ func (c chain) jump() string {
 }
 
 // chains are all chains of one family. They only drop or return, so that other rules keep their say.
-func (f *Firewall) chains(fam family, wide []wideRange) []chain {
+func (f *Firewall) chains(fam family, data ruleData) []chain {
 	g := ruleGen{family: fam, iface: f.options.Interface}
 	for _, p := range f.options.Prefixes {
 		if familyOf(p.Addr()) == fam {
 			g.prefixes = append(g.prefixes, p.Masked())
 		}
 	}
-	for _, w := range wide {
+	for _, w := range data.wide {
 		if familyOf(w.local) == fam {
 			g.wide = append(g.wide, w)
 		}
 	}
+	other := func(a netip.Addr) bool { return familyOf(a) != fam }
+	g.own = slices.DeleteFunc(slices.Clone(data.own), other)
+	g.resolvers = slices.DeleteFunc(slices.Clone(f.options.Resolvers), other)
 	return g.chains()
 }
 
@@ -63,6 +68,9 @@ type ruleGen struct {
 	iface    string
 	prefixes []netip.Prefix
 	wide     []wideRange
+
+	own       []netip.Addr
+	resolvers []netip.Addr
 }
 
 func (g ruleGen) chains() []chain {
@@ -72,7 +80,9 @@ func (g ruleGen) chains() []chain {
 		{"mangle", chainPrefix + "IN", "PREROUTING", on, g.ingress()},
 		{"mangle", chainPrefix + "OUT", "POSTROUTING", out, g.egress("bulkhead-out", drop)},
 		{"mangle", chainPrefix + "LEAK", "POSTROUTING", "! " + out, g.leak()},
+		{"mangle", chainPrefix + "LOCAL", "POSTROUTING", "-o lo", g.loopback("bulkhead-local", drop)},
 		{"filter", chainPrefix + "REJECT", "OUTPUT", out, g.egress("bulkhead-reject", g.reject)},
+		{"filter", chainPrefix + "REJECTL", "OUTPUT", "-o lo", g.loopback("bulkhead-rejectl", g.reject)},
 	}
 }
 
@@ -130,6 +140,37 @@ func (g ruleGen) egress(limit string, deny func(reason string) string) []string 
 	}
 	return append(rules, deny(dropOut))
 }
+
+// loopback judges what agents of this host send each other, as egress judges what they send others: both sides' sets have
+// the pair. Besides, each may talk to itself, and ask the resolver.
+func (g ruleGen) loopback(limit string, deny func(reason string) string) []string {
+	var rules []string
+	if len(g.prefixes) == 1 { // all else on this busy interface goes first
+		rules = append(rules, fmt.Sprintf("! -s %s ! -d %s -j RETURN", g.prefixes[0], g.prefixes[0]))
+	}
+	rules = append(rules,
+		"-m conntrack --ctdir ORIGINAL -m set --match-set "+nameOut(g.family)+" src,dst,dst -j RETURN",
+		"-m conntrack --ctdir REPLY -m set --match-set "+nameOut(g.family)+" dst,src,src -j RETURN",
+		g.errors(limit, "dstip"))
+	for _, w := range g.wide {
+		rules = append(rules, g.wideRule(w, "-s", "dst", overlay.Out))
+	}
+	for _, a := range g.own {
+		rules = append(rules, fmt.Sprintf("-s %s -d %s -j RETURN", single(a), single(a)))
+	}
+	for _, a := range g.resolvers {
+		for _, proto := range []string{"udp", "tcp"} {
+			rules = append(rules, fmt.Sprintf("-d %s -p %s -m %s --dport 53 -m conntrack --ctdir ORIGINAL -j RETURN", single(a), proto, proto),
+				fmt.Sprintf("-s %s -p %s -m %s --sport 53 -m conntrack --ctdir REPLY -j RETURN", single(a), proto, proto))
+		}
+	}
+	for _, p := range g.prefixes {
+		rules = append(rules, fmt.Sprintf("-s %s %s", p, deny(dropLocal)), fmt.Sprintf("-d %s %s", p, deny(dropLocal)))
+	}
+	return rules
+}
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // errors lets ICMP errors through that quote a packet of a known connection; redirects are none of them.
 func (g ruleGen) errors(name, mode string) string {

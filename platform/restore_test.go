@@ -40,7 +40,10 @@ func TestRestoreTextGolden(t *testing.T) {
 		{overlay.In, protoTCP, 1000, 65535, here4}, {overlay.Out, protoUDP, 4000, 6000, here4},
 		{overlay.In, protoTCP, 1000, 65535, here6},
 	}
-	f := Firewall{options: FirewallOptions{Interface: "bulkhead0", Prefixes: []netip.Prefix{prefix4, prefix6}}}
+	own := []netip.Addr{here4, here6}
+	f := Firewall{options: FirewallOptions{
+		Interface: "bulkhead0", Prefixes: []netip.Prefix{prefix4, prefix6}, Resolvers: overlay.ResolverAddrs([]netip.Prefix{prefix4, prefix6}),
+	}}
 	for name, c := range map[string]struct {
 		family family
 		hooks  map[hook][]string
@@ -54,7 +57,7 @@ func TestRestoreTextGolden(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			golden(t, name, string(restoreText(f.chains(c.family, wide), c.hooks)))
+			golden(t, name, string(restoreText(f.chains(c.family, ruleData{wide: wide, own: own}), c.hooks)))
 		})
 	}
 }

@@ -22,6 +22,8 @@ type Difference struct {
 	Gained   []Change `json:"gained"`
 	Lost     []Change `json:"lost"`
 	Unlisted int      `json:"unlisted,omitempty"` // changes beyond the first 10,000 of each
+	// Egress are the segments whose agents may reach something else outside the overlay than before.
+	Egress []EgressChange `json:"egress,omitempty"`
 }
 
 // Diff compares what agents may open to each other, directly, under two policies at one time.
@@ -48,6 +50,7 @@ func Diff(old, new *Policy, agents []Agent, now time.Time) Difference {
 	d.Gained, gained = c.changes(gains)
 	d.Lost, lost = c.changes(losses)
 	d.Unlisted = gained - len(d.Gained) + lost - len(d.Lost)
+	d.Egress = diffEgress(old, new)
 	return d
 }
 

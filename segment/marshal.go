@@ -54,6 +54,19 @@ func (w *writer) segment(s *Segment) {
 		conditions = append(conditions, quote(key)+": "+text)
 	}
 	w.line("    match: {%s}", strings.Join(conditions, ", "))
+	w.guard(s.Egress)
+}
+
+func (w *writer) guard(g Guard) {
+	if g.Mode != "" {
+		w.line("    egress: %s", g.Mode)
+	}
+	if len(g.Rules) > 0 {
+		w.line("    egress:")
+	}
+	for _, r := range g.Rules {
+		w.line("      - {to: %s, allow: [%s]}", strconv.Quote(r.To), joinPorts(r.Allow))
+	}
 }
 
 func (w *writer) rule(r *Rule) {

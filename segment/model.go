@@ -35,6 +35,7 @@ type Segment struct {
 	Name        string   `json:"name"`
 	Description string   `json:"description,omitempty"`
 	Match       Selector `json:"match"`
+	Egress      Guard    `json:"egress,omitzero"` // what its agents may reach outside the overlay
 }
 
 // Rule lets agents of From open Allow to agents of To.

@@ -174,7 +174,7 @@ func (r *reader) policy(n ast.Node) *Policy {
 }
 
 func (r *reader) segment(field string, n ast.Node) (s Segment) {
-	r.fields(field, n, "name, description or match", func(key, path string, v ast.Node) bool {
+	r.fields(field, n, "name, description, match or egress", func(key, path string, v ast.Node) bool {
 		switch key {
 		case "name":
 			s.Name = r.text(path, v)
@@ -186,6 +186,8 @@ func (r *reader) segment(field string, n ast.Node) (s Segment) {
 				s.Match[key] = r.condition(path, v)
 				return true
 			})
+		case "egress":
+			s.Egress = r.guard(path, v)
 		default:
 			return false
 		}

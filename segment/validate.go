@@ -100,6 +100,7 @@ func (c *checker) checkSegments() {
 		if len(s.Match) == 0 {
 			c.fault(field+".match", "say which labels its agents have, like {function: storage}", "is missing")
 		}
+		c.checkGuard(field+".egress", s.Egress)
 		c.bound(field+".match", len(s.Match), maxLabels)
 		for _, key := range s.Match.keys() {
 			c.checkCondition(join(field+".match", key), key, s.Match[key])

@@ -14,15 +14,17 @@ import (
 
 	"github.com/bulkhead-mesh/bulkhead/control/api"
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
+	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
 var (
-	handshake  = noon
-	planLabels = segment.Labels{"function": "plan", "sensitivity": "internal"}
-	planAddrs  = []netip.Addr{netip.MustParseAddr("10.201.0.3"), netip.MustParseAddr("fd00::3")}
-	https      = mustPorts("tcp/443")
-	document   = "segments: []\n"
+	handshake   = noon
+	planLabels  = segment.Labels{"function": "plan", "sensitivity": "internal"}
+	vaultLabels = segment.Labels{"function": "vault", "sensitivity": "restricted"}
+	planAddrs   = []netip.Addr{netip.MustParseAddr("10.201.0.3"), netip.MustParseAddr("fd00::3")}
+	https       = mustPorts("tcp/443")
+	document    = "segments: []\n"
 )
 
 func mustPorts(s string) segment.Ports {
@@ -52,6 +54,7 @@ func fullDaemon() *fakeDaemon {
 	difference := segment.Difference{
 		Gained: []segment.Change{{From: "plan1", To: "vec1", Ports: []segment.Ports{https}, Rules: []string{"read"}}},
 		Lost:   []segment.Change{{From: "plan1", To: "tool1", Ports: []segment.Ports{https}, Rules: []string{"use"}}},
+		Egress: []segment.EgressChange{{Segment: "planners", Old: "host", New: "api.example.com tcp/443"}},
 	}
 	change := authority.Change{Version: 4, Difference: difference}
 	tests := []segment.TestResult{
@@ -60,8 +63,13 @@ func fullDaemon() *fakeDaemon {
 	}
 	reached := []segment.Reached{{Agent: "vec1", Hops: 1, Ports: []segment.Ports{https}, Rules: []string{"read"}}, {Agent: "db1", Hops: 2, Via: []string{"vec1"}}}
 	hosts := []api.Host{{Name: "h1", Alive: true, Enforced: 4, Agents: []string{"plan1"}, Control: true, Joined: &noon}, {Name: "h2", Agents: []string{}, Revoked: &noon}}
-	agents := []api.Agent{{Name: "plan1", Host: "h1", Labels: planLabels, Addresses: planAddrs, Segments: []string{"planners"}},
-		{Name: "evil\x1b[2J\nplan2", Host: "h2", Labels: segment.Labels{}, Segments: []string{}, Revoked: &noon}}
+	agents := []api.Agent{{Name: "plan1", Host: "h1", Labels: planLabels, Addresses: planAddrs, Segments: []string{"planners"}, State: api.AgentActive},
+		{Name: "evil\x1b[2J\nplan2", Host: "h2", Labels: segment.Labels{}, Segments: []string{}, State: api.AgentRevoked, Revoked: &noon},
+		{Name: "vault1", Host: "h2", Labels: vaultLabels, Segments: []string{}, State: api.AgentPending}}
+	local := []api.LocalAgent{
+		{Name: "plan1", State: api.AgentActive, Labels: planLabels, Addresses: planAddrs, Segments: []string{"planners"}, Match: overlay.Match{Unit: "planner.service"}, Processes: true, Source: api.SourceConfig, NotEnforced: []string{"listening on all addresses: this kernel has no eBPF"}},
+		{Name: "web1", State: api.AgentWaiting, Labels: segment.Labels{"function": "web"}, Addresses: planAddrs, Match: overlay.Match{Container: &overlay.ContainerMatch{Name: "web", Label: "tier=front"}}, Problem: "no container engine at /run/podman/podman.sock", Source: api.SourceCLI},
+		{Name: "vault1", State: api.AgentPending, Labels: vaultLabels, Match: overlay.Match{Run: true}, Source: api.SourceRun}}
 	segments := []api.SegmentView{{Segment: segment.Segment{Name: "planners", Match: mustSelector(`{"function": ["plan", "think"], "sensitivity": "<=internal"}`)}, Agents: []string{"plan1"}}}
 	return &fakeDaemon{answers: map[string]any{
 		"GET /v1/status": api.Status{Mesh: "lab.test", Host: "h1", Phase: "degraded", Reason: "control is away", Version: "v1", PolicyVersion: 4,
@@ -69,10 +77,19 @@ func fullDaemon() *fakeDaemon {
 			Peers: []api.Peer{{Name: "h2", Path: "direct 192.0.2.2:51900", LastHandshake: &handshake, RxBytes: 1536, TxBytes: 10, Agents: []string{"vec1"}}, {Name: "h3", Agents: []string{"db1"}}},
 			Hosts: api.HostCount{Known: 3, Alive: 2}, Drops: map[string]uint64{"not allowed": 7, "spoofed": 0}, Refused: map[string]uint64{"record: expired": 1},
 			CertificateExpires: noon, Control: &api.ControlStatus{Listen: ":7443", Authority: true, Version: 4}, NotEnforced: []string{"agents of other users"}},
-		"GET /v1/hosts":                hosts,
-		"GET /v1/hosts/h1":             hosts[0],
-		"POST /v1/hosts/h2/revoke":     change,
-		"GET /v1/agents":               agents,
+		"GET /v1/hosts":                  hosts,
+		"GET /v1/hosts/h1":               hosts[0],
+		"POST /v1/hosts/h2/revoke":       change,
+		"GET /v1/agents":                 agents,
+		"GET /v1/agents/vault1":          agents[2],
+		"POST /v1/agents/vault1/approve": api.Agent{Name: "vault1", Host: "h2", Labels: vaultLabels, Addresses: planAddrs, Segments: []string{"vaults"}, State: api.AgentActive},
+		"POST /v1/agents/unseen/approve": api.Agent{Name: "unseen", State: api.AgentActive},
+		"GET /v1/local/agents":           local,
+		"POST /v1/local/agents":          local[0],
+		"DELETE /v1/local/agents/plan1":  nil,
+		"POST /v1/run":                   api.RunScope{Agent: "plan1", Addresses: planAddrs},
+		"GET /v1/whois": api.Whois{Agent: "plan1", Host: "h1", Labels: planLabels, Segments: []string{"planners"}, Addresses: planAddrs,
+			ID: "spiffe://lab.test/agent/plan1", Certificate: "00ff", Expires: noon, PolicyVersion: 4},
 		"GET /v1/agents/plan1":         agents[0],
 		"PUT /v1/agents/plan1/labels":  change,
 		"POST /v1/agents/plan1/revoke": change,
@@ -117,6 +134,11 @@ func TestTables(t *testing.T) {
 		"agent-list":      {"agent list", 0},
 		"agent-show":      {"agent show plan1", 0},
 		"agent-revoke":    {"agent revoke plan1 --wait", 0},
+		"agent-here":      {"agent list --here", 0},
+		"agent-add":       {"agent add plan1 --label function=plan --match unit=planner.service", 0},
+		"agent-remove":    {"agent remove agent/plan1", 0},
+		"agent-approve":   {"agent approve agent/vault1", 0},
+		"whois":           {"whois 10.201.0.3:443", 0},
 		"agent-relabel":   {"agent relabel plan1 --label function=plan", 0},
 		"segment-list":    {"segment list", 0},
 		"segment-show":    {"segment show planners", 0},
@@ -189,6 +211,14 @@ func TestChangesSendWhatWasMeant(t *testing.T) {
 		{"rule create read --from segment/planners --to vectors --allow tcp/443,icmp --crosses filtered --until 2026-03-01T12:00:00Z --if-match 3",
 			`{"name":"read","from":"planners","to":"vectors","allow":["tcp/443","icmp"],"crosses":"filtered","until":"2026-03-01T12:00:00Z"}`, `"3"`},
 		{"agent relabel plan1 --label function=idle --if-match 7", `{"labels":{"function":"idle"}}`, `"7"`},
+		{"agent add web1 --label function=web --match container.name=web,container.label=tier=front", `{"name":"web1","labels":{"function":"web"},"match":{"container":{"name":"web","label":"tier=front"}}}`, ""},
+		{"agent add all --match host", `{"name":"all","match":{"host":true}}`, ""},
+		{"agent remove plan1", "", ""},
+		{"agent approve vault1 --if-match 4", `{"host":"h2","labels":{"function":"vault","sensitivity":"restricted"}}`, `"4"`}, // what was shown
+		{"agent approve unseen --label function=plan", `{"labels":{"function":"plan"}}`, ""},                                   // by a host that sees no pending agents
+		{"agent approve vault1 --label function=plan", `{"host":"h2","labels":{"function":"plan"}}`, ""},
+		{"run --agent agent/plan1 true", `{"agent":"plan1"}`, ""},
+		{"run --agent probe --label function=test -- true", `{"agent":"probe","labels":{"function":"test"}}`, ""},
 		{"policy apply -f -", document, `"3"`}, // the version that was current when it was sent
 		{"policy apply -f - --if-match 2", document, `"2"`},
 		{"policy rollback 1", `{"version":1}`, ""},

@@ -43,7 +43,7 @@ var owners = map[string][]string{
 	"github.com/hashicorp/memberlist":                   {"overlay/gossip"},
 	"github.com/hashicorp/go-msgpack":                   {"overlay/gossip"},
 	"go.etcd.io/bbolt":                                  {"platform/kv"},
-	"github.com/vishvananda/netlink":                    {"platform"},
+	"github.com/vishvananda/netlink":                    {"platform", "platform/bind"},
 	"github.com/vishvananda/netns":                      {"platform"},
 	"github.com/coreos/go-iptables":                     {"platform"},
 	"github.com/coreos/go-systemd":                      {"platform", "platform/scope"},
@@ -61,7 +61,7 @@ var owners = map[string][]string{
 	"github.com/spiffe/go-spiffe":                       {"daemon/spiffe"},
 	"google.golang.org/grpc":                            {"daemon/spiffe"},
 	"github.com/go-jose/go-jose":                        {"control/authority"},
-	"github.com/godbus/dbus":                            {"platform/scope"},
+	"github.com/godbus/dbus":                            {"platform/scope", "daemon/names"},
 }
 
 // impure is what segment does without: files, sockets, goroutines, logs, chance. It has package time for the types.

@@ -61,6 +61,20 @@ func showChange(t *table, change authority.Change) {
 }
 
 func showDifference(t *table, d segment.Difference) {
+	showFlows(t, d)
+	if len(d.Egress) == 0 {
+		return
+	}
+	if len(d.Gained)+len(d.Lost) > 0 {
+		t.line("")
+	}
+	t.row("EGRESS", "WAS", "IS")
+	for _, e := range d.Egress {
+		t.row(e.Segment, e.Old, e.New)
+	}
+}
+
+func showFlows(t *table, d segment.Difference) {
 	if len(d.Gained)+len(d.Lost) == 0 {
 		return
 	}

@@ -17,6 +17,7 @@ const (
 	exitUnreachable = 3
 	exitDenied      = 4
 	exitTestsFailed = 5
+	exitNotStarted  = 125
 )
 
 const exitCodesHelp = `Exit codes of every command:
@@ -26,12 +27,21 @@ const exitCodesHelp = `Exit codes of every command:
   2  usage: unknown command or flag, or a value that cannot be
   3  the daemon, or control, is not reached
   4  denied: your role does not allow it, or ` + "`policy explain`" + ` says deny
-  5  policy tests fail`
+  5  policy tests fail
+
+` + "`run`" + ` exits as its command does: with the same code, or with 128+N if signal N ended it. If the command did not start:
+
+  125  the message on stderr says why; 2 is for how ` + "`run`" + ` itself was written`
 
 // usageError is a mistake in how the command was written.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
+
+// notStarted is why `run` did not start its command.
+type notStarted struct{ error }
+
+func (e notStarted) Unwrap() error { return e.error }
 
 // verdict is an exit code for an answer that was given in full: nothing is printed for it.
 type verdict struct{ code int }
@@ -48,6 +58,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
+	}
+	if _, ok := errors.AsType[notStarted](err); ok {
+		return exitNotStarted
 	}
 	if errors.Is(err, api.ErrUnreachable) {
 		return exitUnreachable

@@ -16,6 +16,7 @@ type hostFlags struct {
 	name   string
 	agent  string
 	labels []string
+	match  string
 }
 
 func (f *hostFlags) define(c *cobra.Command) {
@@ -23,6 +24,7 @@ func (f *hostFlags) define(c *cobra.Command) {
 	flags.StringVar(&f.name, "name", "", "`name` of this host (default: its host name)")
 	flags.StringVar(&f.agent, "agent", "", "`name` of the agent on this host; without it the host reaches nothing")
 	flags.StringArrayVar(&f.labels, "label", nil, "`key=value` of the agent, like function=plan; may be repeated")
+	flags.StringVar(&f.match, "match", "host", matchHelp+"; see `bulkhead agent add --help`")
 	defineSettings(flags, "advertise")
 }
 
@@ -32,7 +34,11 @@ func (f *hostFlags) agents() ([]daemon.AgentSpec, error) {
 		return nil, usageError{err}
 	}
 	if f.agent != "" {
-		return []daemon.AgentSpec{{Name: bare("agent", f.agent), Labels: labels}}, nil
+		match, err := parseMatch(f.match)
+		if err != nil {
+			return nil, err
+		}
+		return []daemon.AgentSpec{{Name: bare("agent", f.agent), Labels: labels, Match: match}}, nil
 	}
 	if len(f.labels) > 0 {
 		return nil, usageError{errors.New("--label needs --agent: labels are of agents, not of hosts")}

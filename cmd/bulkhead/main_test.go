@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", UpdateScripts: *update, Setup: func(e *testscript.Env) error {
 		// Not the machine's own daemon, should one run.
 		e.Setenv("BULKHEAD_SOCKET", filepath.Join(e.WorkDir, "no.sock"))
+		e.Setenv("BULKHEAD_AGENT_SOCKET", filepath.Join(e.WorkDir, "no-agent.sock"))
 		e.Setenv("BULKHEAD_STATE_DIR", filepath.Join(e.WorkDir, "state"))
 		return nil
 	}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits}})
@@ -97,6 +98,7 @@ func startFake(t *testing.T, f *fakeDaemon) {
 	server.Start()
 	t.Cleanup(server.Close)
 	t.Setenv("BULKHEAD_SOCKET", socket)
+	t.Setenv("BULKHEAD_AGENT_SOCKET", socket)
 }
 
 func (f *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {

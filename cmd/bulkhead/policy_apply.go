@@ -71,9 +71,10 @@ and lost, and whom the agents concerned could then get to. Exit code 5 if tests 
 func (a *app) newPolicyDiff() *cobra.Command {
 	var file string
 	c := &cobra.Command{
-		Use:     "diff -f FILE",
-		Short:   "Flows that applying a policy would allow and withdraw",
-		Long:    "Show the flows between agents that applying a document would allow (gained) and withdraw (lost), against the policy in force.",
+		Use:   "diff -f FILE",
+		Short: "Flows that applying a policy would allow and withdraw",
+		Long: `Show the flows between agents that applying a document would allow (gained) and withdraw (lost), against the policy in
+force, and the segments whose agents may reach something else outside the overlay than before.`,
 		Example: "  bulkhead policy diff -f policy.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -70,6 +70,7 @@ sensitivity. What no rule allows is denied, on every host.
 
 Start a mesh:     bulkhead init --mesh acme.example, then bulkhead daemon
 Add a host:       bulkhead token create there, bulkhead join TOKEN here, then bulkhead daemon
+Add an agent:     bulkhead agent add NAME --label function=plan --match unit=planner.service
 Allow a flow:     bulkhead segment create, bulkhead rule create, or bulkhead policy apply -f policy.yaml
 See what is:      bulkhead status, bulkhead policy explain agent/a agent/b tcp/443`,
 		SilenceErrors: true,
@@ -88,8 +89,8 @@ See what is:      bulkhead status, bulkhead policy explain agent/a agent/b tcp/4
 		&cobra.Group{ID: "host", Title: "This host:"},
 		&cobra.Group{ID: "mesh", Title: "The mesh:"},
 	)
-	host, mesh := []*cobra.Command{a.newInit(), a.newJoin(), a.newDaemon(), a.newFence(), a.newDown(), a.newStatus()},
-		[]*cobra.Command{a.newToken(), a.newHost(), a.newAgent(), a.newSegment(), a.newRule(), a.newPolicy(), a.newAudit(), a.newEvents()}
+	host, mesh := []*cobra.Command{a.newInit(), a.newJoin(), a.newDaemon(), a.newFence(), a.newDown(), a.newStatus(), a.newRun()},
+		[]*cobra.Command{a.newToken(), a.newHost(), a.newAgent(), a.newSegment(), a.newRule(), a.newPolicy(), a.newWhois(), a.newAudit(), a.newEvents()}
 	for _, c := range host {
 		c.GroupID = "host"
 	}

@@ -45,6 +45,7 @@ func (a *app) newSegmentShow() *cobra.Command {
 				t.row("Segment:", s.Name)
 				t.row("Description:", s.Description)
 				t.row("Match:", match(s.Match))
+				t.row("Egress:", s.Egress)
 				t.row("Agents:", list(s.Agents))
 			})
 		},

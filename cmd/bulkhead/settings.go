@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -22,6 +24,10 @@ type setting struct {
 var settings = []setting{
 	{"state-dir", "`directory` of keys, certificates and the last good policy", text(func(c *daemon.Config) *string { return &c.StateDir })},
 	{"socket", "`path` of the daemon's local socket", text(func(c *daemon.Config) *string { return &c.Socket })},
+	{"agent-socket", "`path` of the daemon's socket for agents", text(func(c *daemon.Config) *string { return &c.AgentSocket })},
+	{"spiffe-socket", "`path` of the SPIFFE Workload API", text(func(c *daemon.Config) *string { return &c.SpiffeSocket })},
+	{"cgroup-root", "`directory` of cgroup v2 whose processes are this host's", text(func(c *daemon.Config) *string { return &c.CgroupRoot })},
+	{"enforcement", "auto, or required: refuse to start where agents cannot be told apart", text(func(c *daemon.Config) *string { return &c.Enforcement })},
 	{"interface", "`name` of the overlay interface", text(func(c *daemon.Config) *string { return &c.Interface })},
 	{"listen", "UDP `port` for WireGuard and QUIC", port},
 	{"control-listen", "TCP `address` of the control API, on control hosts", text(func(c *daemon.Config) *string { return &c.ControlListen })},
@@ -71,9 +77,14 @@ func (a *app) config(c *cobra.Command) (daemon.Config, error) {
 	if !c.Flags().Changed("config") {
 		path = os.Getenv("BULKHEAD_CONFIG")
 	}
-	var overrides []func(*daemon.Config) error
+	return daemon.LoadConfig(path, overrides(c)...)
+}
+
+// overrides are what the environment says, and then what flags say.
+func overrides(c *cobra.Command) []func(*daemon.Config) error {
+	var all []func(*daemon.Config) error
 	override := func(s setting, from, value string) {
-		overrides = append(overrides, func(cfg *daemon.Config) error {
+		all = append(all, func(cfg *daemon.Config) error {
 			if err := s.set(cfg, value); err != nil {
 				return fmt.Errorf("%s: %w", from, err)
 			}
@@ -90,7 +101,7 @@ func (a *app) config(c *cobra.Command) (daemon.Config, error) {
 			override(s, "--"+s.flag, flag.Value.String())
 		}
 	}
-	return daemon.LoadConfig(path, overrides...)
+	return all
 }
 
 // socket is the path of the local socket. Naming it spares reading the configuration, which not all users may.
@@ -103,4 +114,20 @@ func (a *app) socket(c *cobra.Command) (string, error) {
 	}
 	cfg, err := a.config(c)
 	return cfg.Socket, err
+}
+
+// forRun is the path of the agents' socket, and of the state directory, which is none of an agent's business. Users who
+// may not read the configuration get the usual ones.
+func (a *app) forRun(c *cobra.Command) (socket, state string, err error) {
+	cfg, err := a.config(c)
+	if errors.Is(err, fs.ErrPermission) {
+		cfg = daemon.DefaultConfig()
+		for _, override := range overrides(c) {
+			if err := override(&cfg); err != nil {
+				return "", "", err
+			}
+		}
+		err = cfg.Validate()
+	}
+	return cfg.AgentSocket, cfg.StateDir, err
 }

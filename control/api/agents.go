@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"net/netip"
 	"slices"
 
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
@@ -28,6 +29,19 @@ func (s *Server) registerAgents() {
 				}
 			}
 			return nil, notFound("name", "agent", in.Name, "`bulkhead agent list` shows all")
+		})
+	register(s, operation("approveAgent", http.MethodPost, "/v1/agents/{name}/approve", "Let a pending agent take part", operate),
+		func(ctx context.Context, in *struct {
+			NameInput
+			MatchInput
+			Body authority.ApproveRequest
+		}) (*answer[Agent], error) {
+			match, err := in.version()
+			if err != nil {
+				return nil, err
+			}
+			info, err := s.options.Authority.Approve(callerOf(ctx).Principal, in.Name, in.Body, match)
+			return &answer[Agent]{s.registered(info)}, err
 		})
 	register(s, operation("revokeAgent", http.MethodPost, "/v1/agents/{name}/revoke", "Void an agent's certificates",
 		operate),
@@ -64,17 +78,31 @@ func (s *Server) agents() ([]Agent, error) {
 			return nil, err
 		}
 		for _, info := range infos {
-			a := s.agent(info.Agent)
-			a.Expires, a.Revoked = &info.Expires, info.Revoked
-			agents = append(agents, a)
+			agents = append(agents, s.registered(info))
 		}
 	}
 	slices.SortFunc(agents, func(a, b Agent) int { return cmp.Compare(a.Name, b.Name) })
 	return agents, nil
 }
 
+// registered is an agent of the registry.
+func (s *Server) registered(info authority.AgentInfo) Agent {
+	a := s.agent(info.Agent)
+	a.Revoked = info.Revoked
+	if !info.Expires.IsZero() {
+		a.Expires = &info.Expires
+	}
+	switch {
+	case info.Revoked != nil:
+		a.State = AgentRevoked
+	case info.Pending:
+		a.State = AgentPending
+	}
+	return a
+}
+
 func (s *Server) agent(a segment.Agent) Agent {
-	out := Agent{Name: a.Name, Host: a.Host, Labels: a.Labels, Addresses: a.Addresses, Segments: []string{}}
+	out := Agent{Name: a.Name, Host: a.Host, Labels: a.Labels, Addresses: append([]netip.Addr{}, a.Addresses...), Segments: []string{}, State: AgentActive}
 	if p, err := s.policy(); err == nil {
 		out.Segments = append(out.Segments, p.Parsed.SegmentsOf(a)...)
 	}

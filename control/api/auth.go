@@ -20,7 +20,9 @@ type callerKey struct{}
 // caller is who asks, and the host certificate that it proved to hold, if it did.
 type caller struct {
 	authority.Principal
-	host *identity.Certificate
+	host  *identity.Certificate
+	local bool  // on this host's socket
+	asker Asker // on the agents' socket
 }
 
 // callerOf returns who asks. The zero caller has no role.
@@ -43,7 +45,7 @@ func (s *Server) Socket(principal func(*http.Request) authority.Principal) http.
 				"use it as root, or as the user that the daemon runs as").write(w)
 			return
 		}
-		s.serve(w, r, caller{Principal: p})
+		s.serve(w, r, caller{Principal: p, local: true})
 	})
 }
 
@@ -174,6 +176,7 @@ type need struct {
 	role      authority.Role // least role; empty: any caller, the operation looks for itself
 	authority bool           // only the host with the authority can do it
 	change    bool           // the authority checks the role itself, so that refusals are in its audit record
+	local     bool           // asked on the socket of the host that it is about, and nowhere else
 }
 
 var (
@@ -183,6 +186,7 @@ var (
 	govern   = need{role: authority.RoleAdmin, authority: true, change: true}
 	anyone   = need{authority: true}
 	overview = need{role: authority.RoleOperator, authority: true}
+	here     = need{role: authority.RoleAdmin, local: true}
 )
 
 const needKey = "need"
@@ -194,6 +198,10 @@ const needKey = "need"
 func (s *Server) admit(ctx huma.Context, next func(huma.Context)) {
 	n, _ := ctx.Operation().Metadata[needKey].(need)
 	c := callerOf(ctx.Context())
+	if n.local && !c.local {
+		s.refuse(ctx, newProblem(http.StatusForbidden, authority.CodeDenied, "this is asked on the host's own socket alone", "run the command on that host, without --server"))
+		return
+	}
 	audited := n.change && s.options.Authority != nil
 	if n.role != "" && !audited && !c.Role.Allows(n.role) {
 		s.refuse(ctx, newProblem(http.StatusForbidden, authority.CodeDenied,

@@ -18,18 +18,17 @@ func (s *Server) registerEnroll() {
 		}
 		return &answer[Enrolled]{Enrolled{Enrollment: *e, Records: append([][]byte{}, s.options.Local.SeedRecords()...)}}, nil
 	})
-	renew := operation("renew", http.MethodPost, "/v1/renew", "Renew the certificates of a host and its agents", anyone)
-	renew.Security = []map[string][]string{{"certificate": {}}}
-	register(s, renew, func(ctx context.Context, in *struct{ Body authority.RenewRequest }) (*answer[authority.Enrollment], error) {
-		c := callerOf(ctx)
-		if c.host == nil {
-			return nil, &authority.Error{Code: authority.CodeDenied, Message: "only a host renews, with its own certificate"}
-		}
-		in.Body.From = c.From
-		e, err := s.options.Authority.Renew(c.host, in.Body)
-		if err != nil {
-			return nil, err
-		}
-		return &answer[authority.Enrollment]{*e}, nil
-	})
+	register(s, ofHosts("renew", "/v1/renew", "Renew the certificates of a host and its agents"),
+		func(ctx context.Context, in *struct{ Body authority.RenewRequest }) (*answer[authority.Enrollment], error) {
+			host, from, err := callingHost(ctx)
+			if err != nil {
+				return nil, err
+			}
+			in.Body.From = from
+			e, err := s.options.Authority.Renew(host, in.Body)
+			if err != nil {
+				return nil, err
+			}
+			return &answer[authority.Enrollment]{*e}, nil
+		})
 }

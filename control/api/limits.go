@@ -23,6 +23,10 @@ const (
 	sweepPause  = time.Second // between two searches for buckets to drop: they cost time
 	maxStreams  = 64
 	maxStreamsP = 8 // of one principal
+	maxRuns     = 1024
+	maxRunsP    = 192  // of one asker
+	maxAskers   = 4096 // connections of the agents' socket
+	maxAskersP  = 256  // of one asker: each run has one
 
 	headerTimeout   = 5 * time.Second
 	readTimeout     = 15 * time.Second
@@ -131,6 +135,7 @@ func source(remote string) string {
 type bounded struct {
 	net.Listener
 	slots *slots
+	key   func(net.Conn) string
 }
 
 func (l *bounded) Accept() (net.Conn, error) {
@@ -139,7 +144,7 @@ func (l *bounded) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if release := l.slots.take(source(conn.RemoteAddr().String())); release != nil {
+		if release := l.slots.take(l.key(conn)); release != nil {
 			return &boundedConn{Conn: conn, release: release}, nil
 		}
 		_ = conn.Close() // refused; there is nothing else to do with it
@@ -159,7 +164,21 @@ func (c *boundedConn) Close() error {
 // Bound limits how many connections l accepts at once from one source and in total. Wrap the TCP listener with
 // it, below TLS.
 func Bound(l net.Listener) net.Listener {
-	return &bounded{Listener: l, slots: newSlots(maxConns, maxConnsPer)}
+	key := func(conn net.Conn) string { return source(conn.RemoteAddr().String()) }
+	return &bounded{Listener: l, slots: newSlots(maxConns, maxConnsPer), key: key}
+}
+
+// BoundAskers limits how many connections l, the listener of the agents' socket, accepts at once from one asker and in
+// total. It asks asker about each connection before the next is accepted.
+func BoundAskers(l net.Listener, asker func(net.Conn) (Asker, error)) net.Listener {
+	key := func(conn net.Conn) string {
+		a, err := asker(conn)
+		if err != nil {
+			return "unknown"
+		}
+		return a.key()
+	}
+	return &bounded{Listener: l, slots: newSlots(maxAskers, maxAskersP), key: key}
 }
 
 // ConnContextKey is the key under which Serve puts the net.Conn of a request into its context.
@@ -183,6 +202,9 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, logger *slog.Log
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if b, ok := c.(*boundedConn); ok {
+				c = b.Conn
+			}
 			return context.WithValue(ctx, ConnContextKey{}, c)
 		},
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -17,8 +18,16 @@ var update = flag.Bool("update", false, "rewrite golden files")
 // The operations, and what each needs, are a contract with clients.
 func TestOperationsAreAsWritten(t *testing.T) {
 	s := New(Options{Local: new(fakeLocal), Version: "test"})
+	golden(t, "testdata/operations.txt", operations(t, s.api))
+	_, agents := s.attested()
+	golden(t, "testdata/operations-agents.txt", operations(t, agents))
+}
+
+// operations lists what an API can do, one a line.
+func operations(t *testing.T, api huma.API) string {
+	t.Helper()
 	var lines []string
-	for path, item := range s.api.OpenAPI().Paths {
+	for path, item := range api.OpenAPI().Paths {
 		for method, op := range map[string]any{"GET": item.Get, "PUT": item.Put, "POST": item.Post, "DELETE": item.Delete} {
 			data, err := json.Marshal(op)
 			if err != nil {
@@ -34,7 +43,7 @@ func TestOperationsAreAsWritten(t *testing.T) {
 		}
 	}
 	slices.Sort(lines)
-	golden(t, "testdata/operations.txt", strings.Join(lines, "\n")+"\n")
+	return strings.Join(lines, "\n") + "\n"
 }
 
 func TestOpenAPIIsServed(t *testing.T) {

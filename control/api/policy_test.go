@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -212,5 +213,31 @@ func TestQuestions(t *testing.T) {
 	agent, err := alice.Agent(t.Context(), "plan1")
 	if err != nil || agent.Labels["function"] != "idle" || len(agent.Segments) != 0 {
 		t.Errorf("agent = %+v, %v", agent, err)
+	}
+}
+
+// What a segment says of the world outside has two forms, and no others.
+func TestSegmentsSayWhatLiesOutside(t *testing.T) {
+	w := newWorld(t)
+	alice := w.operator("alice", authority.RoleOperator)
+	for name, egress := range map[string]string{"none": `"none"`, "host": `"host"`, "list": `[{"to":"api.example.com","allow":["tcp/443"]},{"to":"192.0.2.0/24","allow":["udp/53","icmp"]}]`} {
+		var s segment.Segment
+		if err := json.Unmarshal([]byte(`{"name":"`+name+`","match":{"function":"`+name+`"},"egress":`+egress+`}`), &s); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := alice.CreateSegment(t.Context(), s, 0); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		got, err := alice.Segment(t.Context(), name)
+		if err != nil || got.Egress.String() != s.Egress.String() {
+			t.Errorf("%s: %v, %v", name, got.Egress, err)
+		}
+	}
+	client := rawClient(t, w.certificate())
+	for _, egress := range []string{`"all"`, `[]`, `{}`, `7`, `[{"to":"api.example.com"}]`, `[{"to":"192.0.2.1/24","allow":["tcp/443"]}]`, `[{"to":"api.example.com","allow":["tcp/443"],"x":1}]`} {
+		resp, err := client.Post("https://"+w.address+"/v1/segments", "application/json", strings.NewReader(`{"name":"bad","match":{"function":"x"},"egress":`+egress+`}`))
+		if wantStatus(t, resp, err, http.StatusUnprocessableEntity); t.Failed() {
+			t.Fatal(egress)
+		}
 	}
 }

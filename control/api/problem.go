@@ -121,7 +121,7 @@ var statusOf = map[string]int{
 
 // problemOf turns a refusal into a problem. Any other error is ours: it is logged, and the client learns no more
 // than that.
-func (s *Server) problemOf(ctx context.Context, err error) error {
+func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 	if p := new(Problem); errors.As(err, &p) {
 		return p
 	}
@@ -133,6 +133,9 @@ func (s *Server) problemOf(ctx context.Context, err error) error {
 		p := newProblem(status, refusal.Code, refusal.Message, refusal.Fix)
 		p.Field, p.Problems, p.Tests = refusal.Field, refusal.Problems, refusal.Tests
 		return p
+	}
+	if errors.Is(err, ErrUnreachable) { // what this host asks control for, for whom asks here
+		return newProblem(http.StatusBadGateway, CodeUnreachable, err.Error(), "")
 	}
 	s.log.ErrorContext(ctx, "request failed", "who", callerOf(ctx).Name, "error", err)
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {

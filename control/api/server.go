@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"reflect"
 	"time"
 
@@ -27,6 +28,20 @@ type Local interface {
 	SeedRecords() [][]byte          // signed records by which a joining host finds the mesh
 	// Events delivers what happens from now on; the channel is closed when ctx ends. Slow readers miss events.
 	Events(ctx context.Context) <-chan Event
+
+	// AddAgent declares an agent of this host, or changes what an agent that it has matches. The agent may be pending.
+	AddAgent(context.Context, AgentDeclaration) (LocalAgent, error)
+	// RemoveAgent gives an agent of this host up.
+	RemoveAgent(ctx context.Context, name string) error
+	LocalAgents() []LocalAgent // sorted by name
+	// Whois says whose address addr is.
+	Whois(addr netip.Addr) (Whois, bool)
+	// WhoisFor is Whois for an agent of this host: it learns of itself, and of those that it may reach or that may
+	// reach it. Of others it does not even learn that they exist.
+	WhoisFor(agent string, addr netip.Addr) (Whois, bool)
+	// Run puts the asking process into a cgroup of the agent, and calls entered when that is done and enforced. It returns
+	// when ctx has ended: the asker has closed its connection. What it returns without a call of entered is the answer.
+	Run(ctx context.Context, asker Asker, r RunRequest, entered func(RunScope) error) error
 }
 
 // Options are what a server is made of.
@@ -55,7 +70,9 @@ type Server struct {
 	members   *limiters
 	strangers *limiters
 	crowd     *rate.Limiter // all strangers together
+	askers    *limiters     // on the agents' socket
 	streams   *slots
+	runs      *slots
 	parsing   *semaphore.Weighted // of policy documents that are not yet policy: they may take much memory
 }
 
@@ -66,7 +83,9 @@ func New(o Options) *Server {
 		members:   newLimiters(memberRate, memberBurst),
 		strangers: newLimiters(strangerRate, strangerBurst),
 		crowd:     rate.NewLimiter(crowdRate, crowdBurst),
+		askers:    newLimiters(memberRate, memberBurst),
 		streams:   newSlots(maxStreams, maxStreamsP),
+		runs:      newSlots(maxRuns, maxRunsP),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -86,12 +105,16 @@ func New(o Options) *Server {
 	s.registerTokens()
 	s.registerOperators()
 	s.registerEnroll()
+	s.registerDeclare()
+	s.registerLocal()
 	s.registerAudit()
 	s.registerEvents()
-	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		newProblem(http.StatusNotFound, authority.CodeNotFound, "there is no "+r.Method+" "+r.URL.Path, "see /openapi.json").write(w)
-	})
+	s.mux.HandleFunc("/", s.nowhere)
 	return s
+}
+
+func (s *Server) nowhere(w http.ResponseWriter, r *http.Request) {
+	newProblem(http.StatusNotFound, authority.CodeNotFound, "there is no "+r.Method+" "+r.URL.Path, "see /openapi.json").write(w)
 }
 
 // config describes the API. Documentation pages are off: they would load programs from elsewhere.
@@ -103,6 +126,7 @@ func config(version string) huma.Config {
 	c.RejectUnknownQueryParameters = true
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	registry.RegisterTypeAlias(reflect.TypeFor[segment.Selector](), reflect.TypeFor[selectorSchema]())
+	registry.RegisterTypeAlias(reflect.TypeFor[segment.Guard](), reflect.TypeFor[guardSchema]())
 	c.Components.Schemas = registry
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"certificate": {Type: "mutualTLS", Description: "An operator's certificate, or a host's."},
@@ -142,6 +166,20 @@ func (selectorSchema) Schema(huma.Registry) *huma.Schema {
 	}
 }
 
+// guardSchema describes segment.Guard, which has a JSON form of its own.
+type guardSchema struct{}
+
+// Schema is a word, or a list of destinations.
+func (guardSchema) Schema(r huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Description: "what agents may reach outside the overlay: host, none, or a list of destinations",
+		OneOf: []*huma.Schema{
+			{Type: huma.TypeString, Enum: []any{segment.GuardHost, segment.GuardNone}},
+			{Type: huma.TypeArray, Items: r.Schema(reflect.TypeFor[segment.EgressRule](), true, "EgressRule"), MinItems: new(1)},
+		},
+	}
+}
+
 // operation describes one operation and what it needs.
 func operation(id, method, path, summary string, n need) huma.Operation {
 	op := huma.Operation{
@@ -153,7 +191,10 @@ func operation(id, method, path, summary string, n need) huma.Operation {
 		Metadata:     map[string]any{needKey: n},
 		Errors:       []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity, http.StatusTooManyRequests},
 	}
-	if n.role != "" {
+	switch {
+	case n.local:
+		op.Description = "On the host's own socket alone. Needs role " + string(n.role) + "."
+	case n.role != "":
 		op.Description = "Needs role " + string(n.role) + "."
 	}
 	return op
@@ -161,7 +202,11 @@ func operation(id, method, path, summary string, n need) huma.Operation {
 
 // register adds an operation whose errors become problems.
 func register[I, O any](s *Server, op huma.Operation, handler func(context.Context, *I) (*O, error)) {
-	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+	registerOn(s, s.api, op, handler)
+}
+
+func registerOn[I, O any](s *Server, api huma.API, op huma.Operation, handler func(context.Context, *I) (*O, error)) {
+	huma.Register(api, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handler(ctx, in)
 		if err != nil {
 			return nil, s.problemOf(ctx, err)

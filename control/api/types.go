@@ -80,6 +80,7 @@ type Agent struct {
 	Labels    segment.Labels `json:"labels"`
 	Addresses []netip.Addr   `json:"addresses" doc:"overlay IPv4, then IPv6"`
 	Segments  []string       `json:"segments"`
+	State     AgentState     `json:"state" enum:"active,pending,revoked"`
 	Expires   *time.Time     `json:"expires,omitempty" doc:"of its newest certificate"`
 	Revoked   *time.Time     `json:"revoked,omitempty"`
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -43,6 +44,15 @@ type fakeLocal struct {
 	policy  *signed.VerifiedPolicy
 	rollout []RolloutHost
 	events  chan Event
+
+	here  []LocalAgent // what LocalAgents says
+	added atomic.Pointer[AgentDeclaration]
+	fault error // of AddAgent, RemoveAgent and Run
+	whois map[netip.Addr]Whois
+	knows map[string]string // agent of whom WhoisFor tells it
+	enter chan struct{}     // Run waits for it, unless it is nil
+	ran   chan Asker        // Run was entered
+	ended chan error        // Run has ended, with what its context said
 }
 
 func (l *fakeLocal) Status() Status {
@@ -52,6 +62,47 @@ func (l *fakeLocal) Status() Status {
 func (l *fakeLocal) Agents() []segment.Agent        { return l.agents }
 func (l *fakeLocal) Policy() *signed.VerifiedPolicy { return l.policy }
 func (l *fakeLocal) SeedRecords() [][]byte          { return [][]byte{[]byte("record")} }
+
+func (l *fakeLocal) LocalAgents() []LocalAgent { return l.here }
+
+func (l *fakeLocal) AddAgent(_ context.Context, d AgentDeclaration) (LocalAgent, error) {
+	l.added.Store(&d)
+	return LocalAgent{Name: d.Name, State: AgentActive, Labels: d.Labels, Match: d.Match, Source: SourceCLI,
+		Addresses: []netip.Addr{}, Segments: []string{}, NotEnforced: []string{}}, l.fault
+}
+
+func (l *fakeLocal) RemoveAgent(_ context.Context, name string) error {
+	if name != "a1" {
+		return &authority.Error{Code: authority.CodeNotFound, Field: "name", Message: "there is none", Fix: "look"}
+	}
+	return l.fault
+}
+
+func (l *fakeLocal) Whois(addr netip.Addr) (Whois, bool) {
+	who, ok := l.whois[addr]
+	return who, ok
+}
+
+func (l *fakeLocal) WhoisFor(agent string, addr netip.Addr) (Whois, bool) {
+	who, ok := l.whois[addr]
+	return who, ok && (who.Agent == agent || l.knows[agent] == who.Agent)
+}
+
+func (l *fakeLocal) Run(ctx context.Context, asker Asker, r RunRequest, entered func(RunScope) error) error {
+	if l.fault != nil {
+		return l.fault
+	}
+	if l.enter != nil {
+		<-l.enter
+	}
+	if err := entered(RunScope{Agent: r.Agent, Addresses: []netip.Addr{netip.MustParseAddr("10.201.0.3")}}); err != nil {
+		return err
+	}
+	l.ran <- asker
+	<-ctx.Done()
+	l.ended <- ctx.Err()
+	return nil
+}
 
 func (l *fakeLocal) Rollout(version uint64) Rollout {
 	return Rollout{Version: version, Hosts: l.rollout, Done: true}

@@ -3,6 +3,9 @@ package authority
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
+
+	"github.com/bulkhead-mesh/bulkhead/overlay"
 )
 
 // nextAddresses takes the next free pair of overlay addresses: both have the same number in their range.
@@ -16,6 +19,9 @@ func (t *txn) nextAddresses() ([]netip.Addr, error) {
 			continue // network and broadcast of any /24 that someone may see in the range
 		}
 		v4 := numbered4(t.a.mesh.Range4, uint32(n))
+		if t.a.isResolver(v4) {
+			continue
+		}
 		if t.Address > size {
 			if err := t.loadUsed(); err != nil {
 				return nil, err
@@ -38,11 +44,17 @@ func (t *txn) loadUsed() error {
 	}
 	t.used = map[netip.Addr]bool{}
 	return each(t, bucketAgents, func(r *agentRow) error {
-		if r.Revoked == nil {
+		// Those of an agent that was given up may come back with it, and its certificate may still be around.
+		if len(r.Addresses) > 0 && r.Revoked == nil && (r.Withdrawn == nil || r.valid(t.now)) {
 			t.used[r.Addresses[0]] = true
 		}
 		return nil
 	})
+}
+
+// isResolver reports whether each host has the address for its own resolver.
+func (a *Authority) isResolver(addr netip.Addr) bool {
+	return slices.Contains(overlay.ResolverAddrs(a.Prefixes()), addr)
 }
 
 func numbered4(p netip.Prefix, n uint32) netip.Addr {

@@ -38,6 +38,7 @@ type Authority struct {
 	issuing *identity.Authority
 	signer  identity.Key // of policy
 	prefix6 netip.Prefix
+	jwt     *jwtSigner // nil until upgrade has made one for an older store
 
 	current  atomic.Pointer[signed.VerifiedPolicy]
 	onPolicy []func(*signed.VerifiedPolicy)
@@ -78,6 +79,9 @@ func Open(store overlay.Store, o Options) (*Authority, error) {
 	if err := a.audit.complete(store, o.AuditKept); err != nil {
 		return nil, errors.Join(fmt.Errorf("complete %s: %w", o.AuditPath, err), audit.close())
 	}
+	if err := a.upgrade(); err != nil {
+		return nil, errors.Join(fmt.Errorf("upgrade the store: %w", err), audit.close())
+	}
 	return a, nil
 }
 
@@ -91,10 +95,14 @@ func (a *Authority) Close() error {
 // load reads the mesh and its newest policy.
 func (a *Authority) load() error {
 	var c counters
+	var jwt jwtRow
 	var found bool
 	err := a.store.View(func(tx overlay.Tx) (err error) {
 		if found, err = get(tx, bucketMeta, keyMesh, &a.mesh); err == nil {
 			_, err = get(tx, bucketMeta, keyCounters, &c)
+		}
+		if err == nil {
+			_, err = get(tx, bucketMeta, keyJWT, &jwt)
 		}
 		return err
 	})
@@ -117,6 +125,11 @@ func (a *Authority) load() error {
 		return fmt.Errorf("parse policy key: %w", err)
 	}
 	a.prefix6 = prefix6(a.mesh.Mesh, a.root)
+	if jwt.ID != "" {
+		if a.jwt, err = newJWTSigner(jwt); err != nil {
+			return fmt.Errorf("load JWT key: %w", err)
+		}
+	}
 	current, err := a.PolicyAt(c.Version)
 	if err != nil {
 		return err
@@ -170,6 +183,8 @@ type txn struct {
 	now   time.Time
 	filed uint64              // lines that are safe in the audit file
 	used  map[netip.Addr]bool // once loaded: the overlay addresses of agents
+	// voided are certificates that void since this change began: revokeVoided tells the mesh.
+	voided []identity.Revocation
 }
 
 // update runs fn in one transaction and publishes what it committed. An error means that nothing was

@@ -309,7 +309,10 @@ func TestRoles(t *testing.T) {
 // Every change, with the least role that may make it.
 func TestEachChangeNeedsItsRole(t *testing.T) {
 	w := newWorld(t)
-	w.join("h2", "a2")
+	e := w.join("h2", "a2")
+	if _, err := w.Declare(w.mustVerify(e.HostChain, identity.KindHost), declaring(t, segment.Labels{"function": "spy"}, "a3")); err != nil {
+		t.Fatal(err)
+	}
 	key, err := identity.GenerateKey()
 	if err != nil {
 		t.Fatal(err)
@@ -342,6 +345,10 @@ func TestEachChangeNeedsItsRole(t *testing.T) {
 		{"create segment", authority.RoleOperator, func(p authority.Principal) error { _, err := w.CreateSegment(p, 0, planners(t)); return err }},
 		{"delete segment", authority.RoleOperator, func(p authority.Principal) error { _, err := w.DeleteSegment(p, 0, "planners"); return err }},
 		{"relabel", authority.RoleOperator, func(p authority.Principal) error { _, err := w.Relabel(p, "a2", nil, 0); return err }},
+		{"approve", authority.RoleOperator, func(p authority.Principal) error {
+			_, err := w.Approve(p, "a3", authority.ApproveRequest{}, 0)
+			return err
+		}},
 		{"revoke agent", authority.RoleOperator, func(p authority.Principal) error { _, err := w.RevokeAgent(p, "a2", ""); return err }},
 		{"revoke host", authority.RoleAdmin, func(p authority.Principal) error { _, err := w.RevokeHost(p, "h2", ""); return err }},
 		{"issue operator", authority.RoleAdmin, func(p authority.Principal) error {

@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
+	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 	"github.com/bulkhead-mesh/bulkhead/overlay/signed"
 	"github.com/bulkhead-mesh/bulkhead/segment"
 )
@@ -20,7 +21,7 @@ var errCrash = errors.New("disk gone")
 func TestCrashesNeverLoseOrRepeatAVersion(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		w := newWorld(t)
-		w.join("h2", "a0", "a1", "a2", "a3")
+		hosts := [2]*identity.Certificate{w.mustVerify(w.join("h2", "a0", "a1", "a2", "a3").HostChain, identity.KindHost), w.host("h3")}
 		history := map[uint64]string{1: w.Policy().Document}
 		told := uint64(1)
 		listen := func() {
@@ -45,7 +46,7 @@ func TestCrashesNeverLoseOrRepeatAVersion(t *testing.T) {
 				return true, nil
 			}
 			before := w.Policy().Version
-			version, err := randomChange(r, w, i)
+			version, err := randomChange(r, w, hosts, i)
 			w.store.OnCommit = nil
 			after := w.Policy()
 			if fail == "before" && after.Version != before || after.Version > before+1 || after.Version < before {
@@ -74,11 +75,11 @@ func TestCrashesNeverLoseOrRepeatAVersion(t *testing.T) {
 }
 
 // randomChange returns the version that was acknowledged.
-func randomChange(r *rapid.T, w *world, i int) (uint64, error) {
+func randomChange(r *rapid.T, w *world, hosts [2]*identity.Certificate, i int) (uint64, error) {
 	agent := fmt.Sprintf("a%d", rapid.IntRange(0, 3).Draw(r, "agent"))
 	var change authority.Change
 	var err error
-	switch rapid.IntRange(0, 4).Draw(r, "change") {
+	switch rapid.IntRange(0, 6).Draw(r, "change") {
 	case 0:
 		change, err = w.PutPolicy(operator, 0, fmt.Sprintf("%s# %d\n", document, i))
 	case 1:
@@ -89,6 +90,12 @@ func randomChange(r *rapid.T, w *world, i int) (uint64, error) {
 		change, err = w.RevokeAgent(operator, agent, "test")
 	case 4:
 		_, err = w.CreateToken(operator, authority.TokenRequest{})
+		change.Version = w.Policy().Version
+	case 5: // a name that moves from host to host makes a version, too
+		err = w.Withdraw(hosts[0], authority.WithdrawRequest{Agents: []string{agent}})
+		change.Version = w.Policy().Version
+	case 6:
+		_, err = w.Declare(hosts[1], declaring(w.t, grant, agent))
 		change.Version = w.Policy().Version
 	}
 	return change.Version, err

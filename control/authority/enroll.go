@@ -3,6 +3,8 @@ package authority
 import (
 	"crypto/ed25519"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
@@ -80,7 +82,7 @@ func (a *Authority) tryEnroll(p Principal, r EnrollRequest) (*Enrollment, error)
 		if err := checkGrant(j.agents, token.Grant); err != nil {
 			return err
 		}
-		e, err = t.enroll(p, j, token.Control)
+		e, err = t.enroll(p, j, &hostRow{Control: token.Control, Grant: token.Grant})
 		return err
 	})
 	return e, err
@@ -95,7 +97,7 @@ func (a *Authority) EnrollLocal(host string, hostCSR, wireguard []byte, agents [
 	p := Principal{Name: "local/init", Role: RoleAdmin}
 	var e *Enrollment
 	err = a.update(func(t *txn) (err error) {
-		e, err = t.enroll(p, j, true)
+		e, err = t.enroll(p, j, &hostRow{Control: true, GrantAll: true})
 		return err
 	})
 	if err != nil {
@@ -135,14 +137,20 @@ func (a *Authority) checkJoiner(host string, csr []byte, requests []AgentRequest
 	if err := segment.ValidName(host); err != nil {
 		return nil, invalidName("host", err)
 	}
-	if len(requests) > maxAgents {
-		return nil, &Error{Code: CodeInvalid, Field: "agents", Message: fmt.Sprintf("%d agents on one host", len(requests)), Fix: fmt.Sprintf("declare at most %d", maxAgents)}
-	}
 	j := &joiner{host: host}
 	var err error
 	if j.key, err = a.checkCSR("hostCsr", csr, identity.KindHost, host); err != nil {
 		return nil, err
 	}
+	j.agents, err = a.checkAgents(requests)
+	return j, err
+}
+
+func (a *Authority) checkAgents(requests []AgentRequest) ([]joinerAgent, error) {
+	if len(requests) > maxAgents {
+		return nil, tooManyAgents(len(requests))
+	}
+	var agents []joinerAgent
 	seen := map[string]bool{}
 	for i, r := range requests {
 		field := fmt.Sprintf("agents[%d]", i)
@@ -160,9 +168,13 @@ func (a *Authority) checkJoiner(host string, csr []byte, requests []AgentRequest
 		if err != nil {
 			return nil, err
 		}
-		j.agents = append(j.agents, joinerAgent{name: r.Name, labels: r.Labels, key: key})
+		agents = append(agents, joinerAgent{name: r.Name, labels: r.Labels, key: key})
 	}
-	return j, nil
+	return agents, nil
+}
+
+func tooManyAgents(n int) error {
+	return &Error{Code: CodeInvalid, Field: "agents", Message: fmt.Sprintf("%d agents on one host", n), Fix: fmt.Sprintf("declare at most %d", maxAgents)}
 }
 
 // checkCSR returns the key of a CSR that asks for exactly this identity.
@@ -181,29 +193,37 @@ func invalidName(field string, err error) error {
 	return &Error{Code: CodeInvalid, Field: field, Message: err.Error(), Fix: "use lower case letters, digits and inner hyphens, at most 63"}
 }
 
-// checkGrant refuses labels that the token does not grant, each with exactly that value.
+// checkGrant refuses labels that the token does not grant.
 func checkGrant(agents []joinerAgent, grant segment.Labels) error {
 	for _, agent := range agents {
-		for key, value := range agent.labels {
-			if granted, ok := grant[key]; !ok || granted != value {
-				return &Error{Code: CodeLabelOutsideGrant, Field: "label",
-					Message: fmt.Sprintf("the token does not grant %s=%s to agent %q", key, value, agent.name),
-					Fix:     "use the labels that were granted, or get a token with `bulkhead token create --grant`"}
-			}
+		if key, ok := outside(agent.labels, grant); ok {
+			return &Error{Code: CodeLabelOutsideGrant, Field: "label",
+				Message: fmt.Sprintf("the token does not grant %s=%s to agent %q", key, agent.labels[key], agent.name),
+				Fix:     "use the labels that were granted, or get a token with `bulkhead token create --grant`"}
 		}
 	}
 	return nil
 }
 
+// outside is the key of a label that is not granted: with exactly that value, each must be.
+func outside(labels, grant segment.Labels) (key string, is bool) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		if granted, ok := grant[key]; !ok || granted != labels[key] {
+			return key, true
+		}
+	}
+	return "", false
+}
+
 // enroll registers a host and its agents and issues their first certificates.
-func (t *txn) enroll(p Principal, j *joiner, control bool) (*Enrollment, error) {
+func (t *txn) enroll(p Principal, j *joiner, host *hostRow) (*Enrollment, error) {
 	if t.Get(bucketHosts, j.host) != nil {
 		return nil, nameTaken("host", j.host)
 	}
 	if err := t.checkWireGuard(j.wireguard); err != nil {
 		return nil, err
 	}
-	host := &hostRow{Name: j.host, Joined: t.now, Control: control, WireGuard: j.wireguard}
+	host.Name, host.Joined, host.WireGuard = j.host, t.now, j.wireguard
 	chain, err := t.issueHost(host, j.key)
 	if err != nil {
 		return nil, err
@@ -221,10 +241,13 @@ func (t *txn) enroll(p Principal, j *joiner, control bool) (*Enrollment, error) 
 		e.Agents = append(e.Agents, AgentChain{Name: g.name, Chain: chain})
 	}
 	detail := fmt.Sprintf("%d agents", len(j.agents))
-	if control {
+	if host.Control {
 		detail += ", control"
 	}
 	if err := t.record(p, "enroll", "host/"+j.host, 0, resultDone, detail); err != nil {
+		return nil, err
+	}
+	if err := t.revokeVoided(p); err != nil {
 		return nil, err
 	}
 	return e, t.complete(e)
@@ -242,21 +265,14 @@ func (t *txn) checkWireGuard(key signed.PublicKey) error {
 	})
 }
 
-// register makes the row of a new agent. The name of a revoked agent may be taken: its certificates stay void.
+// register makes the row of a new agent, active.
 func (t *txn) register(g joinerAgent, host string) (*agentRow, error) {
-	row := new(agentRow)
-	found, err := get(t, bucketAgents, g.name, row)
+	row, err := t.claim(g, host)
 	if err != nil {
 		return nil, err
 	}
-	if found && row.Revoked == nil {
-		return nil, nameTaken("agent", g.name)
-	}
-	addresses, err := t.nextAddresses()
-	if err != nil {
-		return nil, err
-	}
-	return &agentRow{Name: g.name, Host: host, Labels: g.labels, Addresses: addresses, certified: certified{Floor: row.Floor}}, nil
+	row.Addresses, err = t.nextAddresses()
+	return row, err
 }
 
 func nameTaken(what, name string) error {

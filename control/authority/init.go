@@ -41,7 +41,11 @@ func Init(store overlay.Store, o InitOptions) (*Founding, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	a, f, err := found(o)
+	jwt, err := newJWTRow()
+	if err != nil {
+		return nil, fmt.Errorf("found mesh: %w", err)
+	}
+	a, f, err := found(o, jwt)
 	if err != nil {
 		return nil, fmt.Errorf("found mesh: %w", err)
 	}
@@ -57,6 +61,9 @@ func Init(store overlay.Store, o InitOptions) (*Founding, error) {
 		}
 		f.Bundle = append([]byte(nil), tx.Get(bucketPolicies, number(1))...)
 		if err := put(tx, bucketMeta, keyMesh, a.mesh); err != nil {
+			return err
+		}
+		if err := put(tx, bucketMeta, keyJWT, jwt); err != nil {
 			return err
 		}
 		who := Principal{Name: "local/init", Role: RoleAdmin, From: "host/" + o.Host}
@@ -86,7 +93,7 @@ func (o InitOptions) validate() error {
 }
 
 // found makes the keys and certificates of a new mesh.
-func found(o InitOptions) (*Authority, *Founding, error) {
+func found(o InitOptions, jwt jwtRow) (*Authority, *Founding, error) {
 	root, err := identity.NewRoot(o.Mesh, o.Now)
 	if err != nil {
 		return nil, nil, err
@@ -114,7 +121,11 @@ func found(o InitOptions) (*Authority, *Founding, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	a := &Authority{root: root.Certificate(), signer: signer, mesh: meshRow{
+	tokens, err := newJWTSigner(jwt)
+	if err != nil {
+		return nil, nil, err
+	}
+	a := &Authority{root: root.Certificate(), signer: signer, jwt: tokens, mesh: meshRow{
 		Format: meshFormat, Mesh: o.Mesh, Range4: o.Range4, Root: root.Certificate().Raw, Created: o.Now,
 		Issuing: signerRow{Chain: issuing.Chain(), Key: issuingKey},
 		Policy:  signerRow{Chain: chain, Key: signerKey},

@@ -79,7 +79,7 @@ func mark[T any](t *txn, bucket, name string, r identity.Revocation, part func(*
 		return nil
 	}
 	c.Floor = r.Before
-	if r.Reason != reasonRelabelled && r.Reason != reasonRole {
+	if r.Reason != reasonRelabelled && r.Reason != reasonRole && r.Reason != reasonDeclared {
 		at := r.Before.UTC().Truncate(time.Second)
 		c.Revoked = &at
 	}

@@ -32,7 +32,7 @@ func (a *Authority) Hosts() ([]HostInfo, error) {
 		if carried == nil {
 			carried = map[string][]string{}
 			err := each(tx, bucketAgents, func(g *agentRow) error {
-				if g.Revoked == nil {
+				if g.active() {
 					carried[g.Host] = append(carried[g.Host], g.Name)
 				}
 				return nil
@@ -46,14 +46,28 @@ func (a *Authority) Hosts() ([]HostInfo, error) {
 	})
 }
 
-// Agents lists every agent, by name; revoked ones too, until another takes the name.
+// Agents lists every agent, by name: those that wait for approval too, and revoked ones until another takes the name.
 func (a *Authority) Agents() ([]AgentInfo, error) {
-	return list(a, bucketAgents, func(_ overlay.Tx, r *agentRow) (AgentInfo, error) {
-		return AgentInfo{Agent: r.agent(), Expires: r.NotAfter, Revoked: r.Revoked}, nil
+	all := []AgentInfo{}
+	err := a.store.View(func(tx overlay.Tx) error {
+		return each(tx, bucketAgents, func(r *agentRow) error {
+			if r.Withdrawn == nil {
+				all = append(all, r.info())
+			}
+			return nil
+		})
 	})
+	if err != nil {
+		return nil, fmt.Errorf("list agents: %w", err)
+	}
+	return all, nil
 }
 
-// PolicyAgents lists the agents that policy is about: those not revoked, by name.
+func (r *agentRow) info() AgentInfo {
+	return AgentInfo{Agent: r.agent(), Pending: r.Pending, Expires: r.NotAfter, Revoked: r.Revoked}
+}
+
+// PolicyAgents lists the agents that policy is about: the active ones, by name.
 func (a *Authority) PolicyAgents() (all []segment.Agent, err error) {
 	err = a.store.View(func(tx overlay.Tx) error {
 		all, err = policyAgents(tx)
@@ -68,7 +82,7 @@ func (a *Authority) PolicyAgents() (all []segment.Agent, err error) {
 func policyAgents(tx overlay.Tx) ([]segment.Agent, error) {
 	var all []segment.Agent
 	err := each(tx, bucketAgents, func(r *agentRow) error {
-		if r.Revoked == nil {
+		if r.active() {
 			all = append(all, r.agent())
 		}
 		return nil
@@ -84,18 +98,26 @@ func (t *txn) host(name string) (*hostRow, error) {
 	row := new(hostRow)
 	found, err := get(t, bucketHosts, name, row)
 	if err == nil && !found {
-		err = &Error{Code: CodeNotFound, Field: "host", Message: fmt.Sprintf("no host %q", name), Fix: "see `bulkhead host list`"}
+		err = noHost(name)
 	}
 	return row, err
+}
+
+func noHost(name string) error {
+	return &Error{Code: CodeNotFound, Field: "host", Message: fmt.Sprintf("no host %q", name), Fix: "see `bulkhead host list`"}
 }
 
 func (t *txn) agent(name string) (*agentRow, error) {
 	row := new(agentRow)
 	found, err := get(t, bucketAgents, name, row)
 	if err == nil && !found {
-		err = &Error{Code: CodeNotFound, Field: "agent", Message: fmt.Sprintf("no agent %q", name), Fix: "see `bulkhead agent list`"}
+		err = noAgent(name)
 	}
 	return row, err
+}
+
+func noAgent(name string) error {
+	return &Error{Code: CodeNotFound, Field: "agent", Message: fmt.Sprintf("no agent %q", name), Fix: "see `bulkhead agent list`"}
 }
 
 // controlHosts are the names of the control hosts that are not revoked.

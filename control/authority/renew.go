@@ -4,12 +4,13 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
 )
 
 // Renew issues new certificates to an enrolled host, which its verified certificate names, and to the
-// agents it lists. Labels and addresses come from the registry. Agents that were revoked, or are another
-// host's, are left out.
+// agents it lists. Labels and addresses come from the registry. Agents that are not active, or are another host's,
+// are left out.
 func (a *Authority) Renew(host *identity.Certificate, r RenewRequest) (*Enrollment, error) {
 	p := Principal{Name: "host/" + host.Name, From: r.From}
 	var e *Enrollment
@@ -28,8 +29,8 @@ func (a *Authority) Renew(host *identity.Certificate, r RenewRequest) (*Enrollme
 }
 
 func (a *Authority) checkRenewal(host *identity.Certificate, r RenewRequest) (*joiner, error) {
-	if host.Kind != identity.KindHost || host.Mesh != a.mesh.Mesh {
-		return nil, &Error{Code: CodeDenied, Message: fmt.Sprintf("%s is no host of this mesh", host.ID), Fix: "renew with the host's own certificate"}
+	if err := a.checkHost(host); err != nil {
+		return nil, err
 	}
 	agents := make([]AgentRequest, len(r.Agents))
 	for i, g := range r.Agents {
@@ -38,14 +39,35 @@ func (a *Authority) checkRenewal(host *identity.Certificate, r RenewRequest) (*j
 	return a.checkJoiner(host.Name, r.HostCSR, agents)
 }
 
-func (t *txn) renew(p Principal, cert *identity.Certificate, j *joiner) (*Enrollment, error) {
-	host, err := t.host(j.host)
+// checkHost refuses what is not a host's certificate of this mesh.
+func (a *Authority) checkHost(cert *identity.Certificate) error {
+	if cert.Kind != identity.KindHost || cert.Mesh != a.mesh.Mesh {
+		return &Error{Code: CodeDenied, Message: fmt.Sprintf("%s is no host of this mesh", cert.ID), Fix: "ask with the host's own certificate"}
+	}
+	return nil
+}
+
+// member is the row of the host that asks with a certificate.
+func member(tx overlay.Tx, cert *identity.Certificate) (*hostRow, error) {
+	host := new(hostRow)
+	found, err := get(tx, bucketHosts, cert.Name, host)
 	if err != nil {
 		return nil, err
+	}
+	if !found {
+		return nil, noHost(cert.Name)
 	}
 	if host.Revoked != nil || cert.Issued.Before(host.Floor) {
 		return nil, &Error{Code: CodeRevoked, Field: "host", Message: fmt.Sprintf("host %q was revoked", host.Name),
 			Fix: "join again under another name, with a new token"}
+	}
+	return host, nil
+}
+
+func (t *txn) renew(p Principal, cert *identity.Certificate, j *joiner) (*Enrollment, error) {
+	host, err := member(t, cert)
+	if err != nil {
+		return nil, err
 	}
 	e := &Enrollment{Agents: []AgentChain{}}
 	var left []string
@@ -53,11 +75,11 @@ func (t *txn) renew(p Principal, cert *identity.Certificate, j *joiner) (*Enroll
 		return nil, err
 	}
 	for _, g := range j.agents {
-		row, err := t.agent(g.name)
-		if err != nil {
+		row := new(agentRow)
+		if _, err := get(t, bucketAgents, g.name, row); err != nil {
 			return nil, err
 		}
-		if row.Revoked != nil || row.Host != host.Name { // another host may carry the name of a revoked agent
+		if row.Host != host.Name || !row.active() { // another host may carry the name of a revoked agent
 			left = append(left, g.name)
 			continue
 		}

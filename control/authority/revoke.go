@@ -20,6 +20,7 @@ const pruneMargin = 24 * time.Hour
 const (
 	reasonRelabelled = "relabelled"
 	reasonRole       = "role changed"
+	reasonDeclared   = "declared anew"
 )
 
 // RevokeHost voids a host's certificates and those of its agents. Its name stays taken.
@@ -65,7 +66,7 @@ func (t *txn) keepControl(host *hostRow) error {
 func (t *txn) revokeCarried(host string) error {
 	var carried []*agentRow
 	err := each(t, bucketAgents, func(r *agentRow) error {
-		if r.Host == host && r.Revoked == nil {
+		if r.Host == host && r.holds() {
 			carried = append(carried, r)
 		}
 		return nil
@@ -78,10 +79,11 @@ func (t *txn) revokeCarried(host string) error {
 
 func (t *txn) revokeAgent(r *agentRow) error {
 	r.revoke(t.now)
+	r.Pending, r.Withdrawn = false, nil
 	return put(t, bucketAgents, r.Name, r)
 }
 
-// RevokeAgent voids an agent's certificates; its host gets no new ones.
+// RevokeAgent voids an agent's certificates; its host gets no new ones, until an operator approves of it again.
 func (a *Authority) RevokeAgent(p Principal, name, reason string) (Change, error) {
 	target := "agent/" + name
 	return unchanged(a.change(p, RoleOperator, "revoke", target, func(t *txn) (string, error) {
@@ -116,8 +118,8 @@ func (a *Authority) Relabel(p Principal, name string, labels segment.Labels, ifM
 		if err != nil {
 			return "", err
 		}
-		if row.Revoked != nil {
-			return "", &Error{Code: CodeRevoked, Field: "agent", Message: fmt.Sprintf("agent %q was revoked", name), Fix: "enrol it again, on a host with another name"}
+		if err := row.relabellable(); err != nil {
+			return "", err
 		}
 		if maps.Equal(row.Labels, labels) {
 			return "", errUnchanged
@@ -137,6 +139,20 @@ func (a *Authority) Relabel(p Principal, name string, labels segment.Labels, ifM
 	}))
 	change.Tests = tests
 	return change, err
+}
+
+// relabellable refuses agents that do not take part.
+func (r *agentRow) relabellable() error {
+	switch {
+	case r.Withdrawn != nil:
+		return noAgent(r.Name)
+	case r.Revoked != nil:
+		return &Error{Code: CodeRevoked, Field: "agent", Message: fmt.Sprintf("agent %q was revoked", r.Name), Fix: "approve it again with `bulkhead agent approve`"}
+	case r.Pending:
+		return &Error{Code: CodeInvalid, Field: "agent", Message: fmt.Sprintf("agent %q waits for approval", r.Name),
+			Fix: "approve it first with `bulkhead agent approve`, or declare it with other labels on its host"}
+	}
+	return nil
 }
 
 // RevokeOperator voids an operator's certificates.

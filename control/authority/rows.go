@@ -24,6 +24,7 @@ const (
 
 	keyMesh     = "mesh"
 	keyCounters = "counters"
+	keyJWT      = "jwt"
 )
 
 // meshRow is written once, by Init.
@@ -41,6 +42,12 @@ type meshRow struct {
 type signerRow struct {
 	Chain [][]byte // DER
 	Key   []byte   // PEM
+}
+
+// jwtRow is the key that signs JWT-SVIDs.
+type jwtRow struct {
+	ID  string
+	Key []byte // PKCS #8 DER, P-256
 }
 
 // counters only grow. They change in the transaction that uses them.
@@ -65,14 +72,30 @@ type hostRow struct {
 	Joined    time.Time
 	Control   bool `json:",omitempty"`
 	WireGuard signed.PublicKey
+	Grant     segment.Labels `json:",omitempty"` // what its agents may claim without an operator's approval
+	GrantAll  bool           `json:",omitempty"` // they may claim anything
 }
 
+// agentRow is an agent that is active, unless it says otherwise.
 type agentRow struct {
 	certified
 	Name      string
 	Host      string
 	Labels    segment.Labels
 	Addresses []netip.Addr
+	Pending   bool       `json:",omitempty"` // no operator has approved it: it has no addresses and no certificate
+	Withdrawn *time.Time `json:",omitempty"` // its host gave it up; its certificate may last for a while
+}
+
+// active reports whether the agent takes part.
+func (r *agentRow) active() bool { return r.Revoked == nil && r.Withdrawn == nil && !r.Pending }
+
+// holds reports whether the name is the agent's: it is active, or waits for approval.
+func (r *agentRow) holds() bool { return r.Revoked == nil && r.Withdrawn == nil }
+
+// valid reports whether a certificate of the agent may still be believed somewhere.
+func (r *agentRow) valid(now time.Time) bool {
+	return !r.Issued.Before(r.Floor) && now.Before(r.NotAfter.Add(maxSkew))
 }
 
 type operatorRow struct {

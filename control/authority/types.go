@@ -156,6 +156,37 @@ type RenewRequest struct {
 	From    string         `json:"-"` // for the audit record
 }
 
+// DeclareRequest is what an enrolled host sends to have more agents.
+type DeclareRequest struct {
+	Agents []AgentRequest `json:"agents"`
+	From   string         `json:"-"` // for the audit record
+}
+
+// Declared is the answer to a DeclareRequest: each agent of it is in one of the lists.
+type Declared struct {
+	Agents  []AgentChain `json:"agents"`
+	Pending []string     `json:"pending"` // until an operator approves them they have no certificate, and reach nothing
+}
+
+// WithdrawRequest is what an enrolled host sends to give agents up.
+type WithdrawRequest struct {
+	Agents []string `json:"agents"` // names
+	From   string   `json:"-"`      // for the audit record
+}
+
+// JWTRequest is what an enrolled host sends for a JWT-SVID of one of its agents.
+type JWTRequest struct {
+	Agent    string   `json:"agent"`
+	Audience []string `json:"audience"`
+	From     string   `json:"-"` // for the audit record
+}
+
+// ApproveRequest says what an operator approves of. An empty field is not compared.
+type ApproveRequest struct {
+	Host   string         `json:"host,omitempty" maxLength:"63" doc:"refuse unless it is this host's agent"`
+	Labels segment.Labels `json:"labels,omitempty" doc:"refuse unless these are its labels"`
+}
+
 // AgentChain is the certificate chain of one agent: DER, leaf first, without the root.
 type AgentChain struct {
 	Name  string   `json:"name"`
@@ -176,7 +207,7 @@ type Enrollment struct {
 // HostInfo is what the registry knows of a host.
 type HostInfo struct {
 	Name    string     `json:"name"`
-	Agents  []string   `json:"agents"` // not revoked, sorted
+	Agents  []string   `json:"agents"` // active ones, sorted
 	Joined  time.Time  `json:"joined"`
 	Expires time.Time  `json:"expires"` // of its newest certificate
 	Control bool       `json:"control,omitempty"`
@@ -186,7 +217,8 @@ type HostInfo struct {
 // AgentInfo is what the registry knows of an agent.
 type AgentInfo struct {
 	segment.Agent
-	Expires time.Time  `json:"expires"` // of its newest certificate
+	Pending bool       `json:"pending,omitempty"` // no operator has approved it yet
+	Expires time.Time  `json:"expires"`           // of its newest certificate; zero if it has had none
 	Revoked *time.Time `json:"revoked,omitempty"`
 }
 

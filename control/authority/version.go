@@ -25,6 +25,7 @@ func (t *txn) newPolicy(author, summary, document string, revocations []identity
 
 // signVersion signs a version and stores it with its description. What hosts would refuse is not stored.
 func (a *Authority) signVersion(tx overlay.Tx, p signed.Policy, summary string, now time.Time) error {
+	p.JWTKeys = []signed.JWTKey{a.jwt.public}
 	raw, err := signed.SignPolicy(p, a.signer, a.mesh.Policy.Chain)
 	if err != nil {
 		return fmt.Errorf("sign policy %d: %w", p.Version, err)

@@ -29,7 +29,7 @@ type Disk struct {
 
 // MountDisk makes a disk of some bytes for a directory, with a copy of what is in there.
 func (h *Host) MountDisk(ctx context.Context, path string, size int) (*Disk, error) {
-	holder, err := h.Start("disk", "sh", "-euc", mountDisk, "disk", path, strconv.Itoa(size))
+	holder, err := h.Start("disk", "unshare", "--mount", "sh", "-euc", mountDisk, "disk", path, strconv.Itoa(size))
 	if err != nil {
 		return nil, err
 	}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 )
 
 // Host is a machine: a namespace that programs run in. Its methods are safe for concurrent use.
@@ -15,6 +17,7 @@ type Host struct {
 	Name  string
 	world *World
 	ns    namespace
+	group cgroup // of all that runs on it
 
 	mu    sync.Mutex
 	cards int
@@ -98,7 +101,10 @@ func (h *Host) RunWith(ctx context.Context, input []byte, program string, args .
 	cmd := h.command(ctx, program, args)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
-	err := cmd.Run()
+	err := h.start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	out := Output{Stdout: stdout.String(), Stderr: stderr.String(), Code: cmd.ProcessState.ExitCode()}
 	if ctx.Err() != nil {
 		return out, fmt.Errorf("run %s on %s: %w: %s", program, h.Name, ctx.Err(), out.Stderr)
@@ -109,7 +115,25 @@ func (h *Host) RunWith(ctx context.Context, input []byte, program string, args .
 	return out, nil
 }
 
-// command runs inside. ip(8) replaces itself by the program, so the process id stays.
+// command is a program that start starts.
 func (h *Host) command(ctx context.Context, program string, args []string) *exec.Cmd {
-	return exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", string(h.ns), program}, args...)...)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "BULKHEAD_CGROUP_ROOT="+h.group.path())
+	return cmd
+}
+
+// start starts a program in the host's namespace and cgroup.
+func (h *Host) start(cmd *exec.Cmd) error { return h.startIn(h.group, cmd) }
+
+func (h *Host) startIn(group cgroup, cmd *exec.Cmd) error {
+	dir, err := os.Open(group.path())
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	return h.Do(cmd.Start)
 }

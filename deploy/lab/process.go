@@ -30,7 +30,7 @@ func (h *Host) Start(name, program string, args ...string) (*Process, error) {
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	// A group of its own: an interrupt from the terminal is for the lab, which then ends the rest in order.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
+	if err := h.start(p.cmd); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, h.Name, err)
 	}
 	h.world.adopt(p)

@@ -88,6 +88,7 @@ func demolish(name string) error {
 		space := filepath.Base(path)
 		faults = errors.Join(faults, endAll(space), ip("netns", "delete", space))
 	}
+	faults = errors.Join(faults, removeCgroups(name))
 	if err := os.Remove(filepath.Join(registryDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		faults = errors.Join(faults, err)
 	}

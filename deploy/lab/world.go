@@ -84,7 +84,11 @@ func (w *World) AddHost(name string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Host{Name: name, world: w, ns: n}, nil
+	group, err := newCgroup(string(n))
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", name, err)
+	}
+	return &Host{Name: name, world: w, ns: n, group: group}, nil
 }
 
 // AddRouter makes a host that forwards IPv4 and IPv6 between its links.

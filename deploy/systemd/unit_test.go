@@ -15,7 +15,7 @@ const (
 	program = "/usr/bin/bulkhead"
 
 	// maxExposure is systemd's measure of what a service could do if it were taken over, from 0 to 10.
-	maxExposure = 2.5
+	maxExposure = 2.7
 )
 
 var units = []string{"bulkhead.service", "bulkhead-fence.service"}

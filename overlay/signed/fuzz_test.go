@@ -87,6 +87,11 @@ func FuzzPolicyPayload(f *testing.F) {
 		if again := marshal(t, v.Policy); string(again) != body {
 			t.Errorf("%s opens as %s", body, again)
 		}
+		for _, k := range v.JWTKeys {
+			if _, err := k.Public(); err != nil || len(v.JWTKeys) > signed.MaxJWTKeys {
+				t.Errorf("opens with JWT keys %v: %v", v.JWTKeys, err)
+			}
+		}
 		if err := v.Parsed.Validate(); err != nil || v.Mesh != mesh || v.Version == 0 {
 			t.Errorf("opens, and is not valid: %+v, %v", v.Policy, err)
 		}

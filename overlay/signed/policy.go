@@ -34,6 +34,7 @@ type Policy struct {
 	Author      string                `json:"author"`
 	Document    string                `json:"document"` // YAML of segment.Policy
 	Revocations []identity.Revocation `json:"revocations"`
+	JWTKeys     []JWTKey              `json:"jwtKeys,omitempty"` // at most MaxJWTKeys
 }
 
 // bundle is a signed policy with the certificate of its signer.
@@ -144,6 +145,9 @@ func (v *VerifiedPolicy) judge(signer *identity.Certificate) (err error) {
 		if !revocable(r.ID) || r.Before.IsZero() {
 			return fmt.Errorf("%w: revocation of %.80q", ErrMalformed, r.ID)
 		}
+	}
+	if err := checkJWTKeys(v.JWTKeys); err != nil {
+		return err
 	}
 	if v.Parsed, err = segment.Parse([]byte(v.Document)); err != nil {
 		return fmt.Errorf("%w: document: %w", ErrMalformed, err)

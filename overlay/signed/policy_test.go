@@ -2,7 +2,9 @@ package signed_test
 
 import (
 	"bytes"
+	"crypto/elliptic"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -34,6 +36,14 @@ func TestPolicyRoundTrip(t *testing.T) {
 	if len(got.Parsed.Segments) != 1 || got.Parsed.Segments[0].Name != "all" || !bytes.Equal(got.Raw, raw) {
 		t.Errorf("got %+v", got)
 	}
+	if key, err := got.JWTKeys[0].Public(); err != nil || key.Curve != elliptic.P256() {
+		t.Errorf("JWT key %v, %v", key, err)
+	}
+	none := w.policy()
+	none.JWTKeys = nil // as an older program signs
+	if _, err := signed.OpenPolicy(w.signPolicy(t, none), w.Trust(), now); err != nil {
+		t.Error(err)
+	}
 	if in.Revocations[0].Before.Location() != zone {
 		t.Error("signing changed what it was given")
 	}
@@ -55,6 +65,20 @@ func TestOpenPolicyRefusesContent(t *testing.T) {
 		"revocation of a URI":   {func(p *signed.Policy) { p.Revocations[0].ID = "spiffe://lab.test/host/h1" }, nil},
 		"revocation of policy":  {func(p *signed.Policy) { p.Revocations[0].ID = "policy/1" }, nil},
 		"revocation at no time": {func(p *signed.Policy) { p.Revocations[0].Before = time.Time{} }, nil},
+		"JWT key without ID":    {func(p *signed.Policy) { p.JWTKeys[0].ID = "" }, nil},
+		"JWT key with any ID":   {func(p *signed.Policy) { p.JWTKeys[0].ID = "a/b" }, nil},
+		"JWT key with long ID":  {func(p *signed.Policy) { p.JWTKeys[0].ID = strings.Repeat("k", 65) }, nil},
+		"two JWT keys of an ID": {func(p *signed.Policy) { p.JWTKeys = append(p.JWTKeys, p.JWTKeys[0]) }, nil},
+		"too many JWT keys": {func(p *signed.Policy) {
+			for i := range signed.MaxJWTKeys {
+				p.JWTKeys = append(p.JWTKeys, signed.JWTKey{ID: fmt.Sprint(i), Key: p.JWTKeys[0].Key})
+			}
+		}, nil},
+		"JWT key of nothing":    {func(p *signed.Policy) { p.JWTKeys[0].Key = nil }, nil},
+		"JWT key of P-384":      {func(p *signed.Policy) { p.JWTKeys[0].Key = der(p384) }, nil},
+		"JWT key, compressed":   {func(p *signed.Policy) { p.JWTKeys[0].Key = der(compressed) }, nil},
+		"JWT key with more":     {func(p *signed.Policy) { p.JWTKeys[0].Key = append(der(p256), 0) }, nil},
+		"JWT key off the curve": {func(p *signed.Policy) { p.JWTKeys[0].Key[90] ^= 1 }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := w.policy()

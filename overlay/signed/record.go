@@ -39,12 +39,6 @@ type Record struct {
 type AgentEntry struct {
 	Name        string   `json:"name"`
 	Certificate [][]byte `json:"certificate"` // chain, DER
-	Match       Match    `json:"match"`
-}
-
-// Match says which processes of the host are the agent.
-type Match struct {
-	Host bool `json:"host,omitempty"` // all of them
 }
 
 // VerifiedRecord is a record that was believed when it was opened. It is read only.

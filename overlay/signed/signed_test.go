@@ -42,7 +42,7 @@ func (w *world) record() signed.Record {
 	return signed.Record{
 		Mesh: mesh, Host: "h2", Sequence: 7, Issued: now, Expires: now.Add(identitytest.Life), Certificate: w.host.Chain,
 		WireGuard: identitytest.WireGuard("h2"),
-		Agents:    []signed.AgentEntry{{Name: "scout", Certificate: w.scout.Chain, Match: signed.Match{Host: true}}},
+		Agents:    []signed.AgentEntry{{Name: "scout", Certificate: w.scout.Chain}},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:51900"), netip.MustParseAddrPort("[2001:db8::1]:51900")},
 	}
 }
@@ -52,7 +52,23 @@ func (w *world) policy() signed.Policy {
 		Mesh: mesh, Version: 3, Parent: signed.Digest{9}, Issued: now, Author: "operator/ann",
 		Document:    "sensitivity: [public, internal]\nsegments:\n  - name: all\n    match: {function: research}\n",
 		Revocations: []identity.Revocation{{ID: "host/h9", Before: now, Reason: "<stolen>"}},
+		JWTKeys:     []signed.JWTKey{{ID: "k-1_Z", Key: der(p256)}},
 	}
+}
+
+// Public keys, PKIX in base64. The compressed one is of P-256, too, in a form that it is not written in.
+const (
+	p256       = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEVjxHLqiOpOeWpD4FjcBO6YVeBgyc7xO3XJ/EjIgitYjl4/gCYXFZZQyvzU5u+wCsmgPR2E8VoneWL/hphxPlZw=="
+	p384       = "MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEVeOylMYgRr+/2bTWkYjQxojExVKzYOwi2JH9RjY5/a/46ZV/kEksExZ06RYXX4KJiVXduQRDALVheBnIzmYZB0hapFj6MUxOuqqLofttBIcrglW7jsAz9mvABfzWuJfb"
+	compressed = "MDkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDIgADny5hElCEolN/5kW33dP8JjMzA1lGxqkXwNGCjWfsdzE="
+)
+
+func der(text string) []byte {
+	b, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 func (w *world) signRecord(t testing.TB, r signed.Record) []byte {

@@ -30,13 +30,30 @@ func Policy(t *rapid.T, ends ...time.Time) *segment.Policy {
 		p.Sensitivity = rapid.Permutation(levels).Draw(t, "scale")
 	}
 	for i := range rapid.SampledFrom([]int{2, 5, 4, 3, 1}).Draw(t, "segments") {
-		p.Segments = append(p.Segments, segment.Segment{Name: fmt.Sprintf("s%d", i), Description: text(t, "description"), Match: Selector(t)})
+		p.Segments = append(p.Segments, segment.Segment{Name: fmt.Sprintf("s%d", i), Description: text(t, "description"), Match: Selector(t), Egress: guard(t)})
 	}
 	for i := range rapid.SampledFrom([]int{1, 8, 5, 4, 3, 2, 0}).Draw(t, "rules") {
 		p.Rules = append(p.Rules, rule(t, fmt.Sprintf("r%d", i), p.Segments, ends))
 	}
 	addReasons(t, p)
 	return p
+}
+
+func guard(t *rapid.T) (g segment.Guard) {
+	switch rapid.SampledFrom([]string{"", segment.GuardHost, segment.GuardNone, "list"}).Draw(t, "egress") {
+	case segment.GuardHost:
+		g.Mode = segment.GuardHost
+	case segment.GuardNone:
+		g.Mode = segment.GuardNone
+	case "list":
+		for range rapid.IntRange(1, 3).Draw(t, "destinations") {
+			g.Rules = append(g.Rules, segment.EgressRule{
+				To:    rapid.SampledFrom([]string{"192.0.2.0/24", "2001:db8::/32", "api.example.com", "*.example.org", "0.0.0.0/0"}).Draw(t, "to"),
+				Allow: rapid.SliceOfNDistinct(rapid.SampledFrom(ports), 1, 3, rapid.ID).Draw(t, "egress ports"),
+			})
+		}
+	}
+	return g
 }
 
 func rule(t *rapid.T, name string, segments []segment.Segment, ends []time.Time) segment.Rule {

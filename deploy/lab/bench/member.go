@@ -116,7 +116,7 @@ func (m *member) record() ([]byte, error) {
 		Certificate: m.enrolled.HostChain, WireGuard: m.wireguard,
 	}
 	for _, a := range m.enrolled.Agents {
-		r.Agents = append(r.Agents, signed.AgentEntry{Name: a.Name, Certificate: a.Chain, Match: signed.Match{Host: true}})
+		r.Agents = append(r.Agents, signed.AgentEntry{Name: a.Name, Certificate: a.Chain})
 	}
 	return signed.SignRecord(r, m.key)
 }

@@ -1,0 +1,196 @@
+package bind
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/bulkhead-mesh/bulkhead/overlay"
+)
+
+// Options say what a binding binds.
+type Options struct {
+	Root      string         // directory of cgroup v2; programs see the processes below it
+	PinDir    string         // directory in a bpffs for what stays when the daemon is gone; made if missing
+	Prefixes  []netip.Prefix // the overlay's ranges: at most one of each family
+	Resolvers []netip.Addr   // addresses in them that are every host's own
+	Interface string         // the overlay's, for routes by mark
+	OwnPorts  []uint16       // at most 4 TCP ports of this host that are not for agents
+	Logger    *slog.Logger
+}
+
+var (
+	// ErrUnsupported is wrapped by errors that say why this host cannot bind agents to addresses.
+	ErrUnsupported = errors.New("eBPF binding is not available")
+	// ErrDrift is wrapped by the error of Check when programs are not attached as they were.
+	ErrDrift = errors.New("bindings differ from what was applied")
+)
+
+// Binding is what enforces whose addresses are whose. Its methods are safe for concurrent use.
+type Binding struct {
+	options Options
+
+	mu      sync.Mutex
+	objects kernelObjects
+	links   map[string]*attachment // by program
+	state   state
+	config  overlay.BindingConfig
+	learned map[string]*lessons // by agent
+}
+
+// Supported is nil where Open can work; the error says what is missing.
+func Supported(root string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil {
+		return fmt.Errorf("%w: cgroup root %s: %w", ErrUnsupported, root, err)
+	}
+	if st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return fmt.Errorf("%w: %s is not of cgroup v2", ErrUnsupported, root)
+	}
+	for _, kind := range []ebpf.ProgramType{ebpf.CGroupSKB, ebpf.CGroupSockAddr, ebpf.CGroupSock} {
+		if err := features.HaveProgramType(kind); err != nil {
+			return fmt.Errorf("%w: %s programs: %w", ErrUnsupported, kind, err)
+		}
+	}
+	for kind, helper := range map[ebpf.ProgramType]asm.BuiltinFunc{ebpf.CGroupSockAddr: asm.FnGetNetnsCookie, ebpf.CGroupSKB: asm.FnSkStorageGet} {
+		if err := features.HaveProgramHelper(kind, helper); err != nil {
+			return fmt.Errorf("%w: the kernel is older than 5.10: %s: %w", ErrUnsupported, helper, err)
+		}
+	}
+	return nil
+}
+
+// Open loads and attaches the programs, or takes over those that are pinned, with what they enforce. Until the first Apply
+// of new ones nobody has an overlay address.
+func Open(o Options) (*Binding, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("%w: lock memory: %w", ErrUnsupported, err)
+	}
+	if err := pinnable(o.PinDir); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	b := &Binding{options: o, links: make(map[string]*attachment), learned: make(map[string]*lessons)}
+	if err := b.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open binding: %w", err), b.Close())
+	}
+	return b, nil
+}
+
+func (b *Binding) open() error {
+	err := b.load()
+	if errors.Is(err, ebpf.ErrMapIncompatible) { // left by another version
+		b.options.Logger.Info("bindings of another version are replaced")
+		if err := Remove(b.options.PinDir); err != nil {
+			return err
+		}
+		if err := pinnable(b.options.PinDir); err != nil {
+			return err
+		}
+		err = b.load()
+	}
+	if err != nil {
+		return err
+	}
+	if err := b.adopt(); err != nil {
+		return err
+	}
+	return b.attach()
+}
+
+// load makes programs and maps, or opens the pinned maps.
+func (b *Binding) load() error {
+	spec, err := loadKernel()
+	if err != nil {
+		return err
+	}
+	for name, m := range spec.Maps {
+		if m.Type != ebpf.Array || name == kernelMapSettings { // the programs' constants are their own
+			m.Pinning = ebpf.PinByName
+		}
+	}
+	if features.HaveProgramHelper(ebpf.CGroupSKB, asm.FnGetNetnsCookie) != nil {
+		if err := spec.Variables[kernelVarKnowsNamespace].Set(false); err != nil {
+			return err
+		}
+	}
+	return spec.LoadAndAssign(&b.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: b.options.PinDir}})
+}
+
+// pinnable makes dir, in a bpffs.
+func pinnable(dir string) error {
+	if err := mountBPF(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return err
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("%s is in no bpffs", dir)
+	}
+	return nil
+}
+
+const bpfFS = "/sys/fs/bpf"
+
+// mountBPF mounts the bpffs where systemd does, if nobody has.
+func mountBPF() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(bpfFS, &st); err == nil && st.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	if err := unix.Mount("bpf", bpfFS, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RELATIME, "mode=700"); err != nil {
+		return fmt.Errorf("mount bpffs at %s: %w", bpfFS, err)
+	}
+	return nil
+}
+
+// Close lets go of what the kernel has, which goes on enforcing.
+func (b *Binding) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, l := range b.links {
+		errs = append(errs, l.link.Close())
+	}
+	b.links = make(map[string]*attachment)
+	return errors.Join(append(errs, b.objects.Close())...)
+}
+
+// Remove detaches all that is pinned in dir, and takes back what was done beside it. It needs no Open before, and may be
+// repeated.
+func Remove(dir string) error {
+	if err := removeRoutes(); err != nil {
+		return fmt.Errorf("remove bindings: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove bindings: %w", err)
+	}
+	for _, e := range entries { // what is not pinned any more is detached
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove bindings: %w", err)
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove bindings: %w", err)
+	}
+	return nil
+}
