@@ -57,6 +57,16 @@ func removeCgroups(world string) error {
 	if err != nil {
 		return err
 	}
+	// Container engines make the same groups in the older hierarchies, where there are some.
+	older, err := filepath.Glob(filepath.Join(filepath.Dir(root), "*", labCgroups, world+"-*"))
+	if err != nil {
+		return err
+	}
+	for _, g := range older {
+		if !slices.Contains(groups, g) {
+			groups = append(groups, g)
+		}
+	}
 	for _, g := range groups {
 		err = errors.Join(err, removeCgroup(g))
 	}
@@ -65,11 +75,16 @@ func removeCgroups(world string) error {
 
 // removeCgroup removes a group with all below it. The kernel has a last process for a moment after it was killed.
 func removeCgroup(path string) error {
-	if err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	kill, err := os.OpenFile(filepath.Join(path, "cgroup.kill"), os.O_WRONLY, 0)
+	if err == nil {
+		_, err = kill.WriteString("1")
+		err = errors.Join(err, kill.Close())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the older hierarchies have no such file
 		return fmt.Errorf("end cgroup: %w", err)
 	}
 	var dirs []string
-	err := filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			dirs = append(dirs, name)
 		}

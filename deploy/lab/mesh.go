@@ -35,7 +35,8 @@ type Node struct {
 	Agent  string // empty for none
 	Labels segment.Labels
 	Daemon *Process
-	Disk   *Disk // nil: the state directory is one of this machine
+	Disk   *Disk  // nil: the state directory is one of this machine
+	Config string // content of the configuration file, at the next start of the daemon
 
 	mesh *Mesh
 }
@@ -44,6 +45,7 @@ type Node struct {
 type Spec struct {
 	Agent  string
 	Labels segment.Labels
+	Config string // content of its configuration file
 }
 
 // NewMesh makes a world with a host for each spec, named h1 and so on, founds a mesh on the first, joins the
@@ -77,7 +79,7 @@ func NewMesh(ctx context.Context, binary string, specs ...Spec) (m *Mesh, err er
 		if _, err := m.Switch.Connect(host, hostPrefixes(i+1)...); err != nil {
 			return m, err
 		}
-		m.Hosts = append(m.Hosts, &Node{Host: host, Agent: spec.Agent, Labels: spec.Labels, mesh: m})
+		m.Hosts = append(m.Hosts, &Node{Host: host, Agent: spec.Agent, Labels: spec.Labels, Config: spec.Config, mesh: m})
 	}
 	if err := m.found(ctx); err != nil {
 		return m, err
@@ -157,6 +159,13 @@ func (n *Node) Socket() string { return filepath.Join(n.mesh.Dir, n.Name+".sock"
 // StartDaemon starts the node's daemon and does not wait for it.
 func (n *Node) StartDaemon() (err error) {
 	program, args := n.mesh.Binary, []string{"--state-dir", n.StateDir(), "--socket", n.Socket(), "daemon"}
+	if n.Config != "" {
+		path := filepath.Join(n.mesh.Dir, n.Name+".yaml")
+		if err := os.WriteFile(path, []byte(n.Config), 0o600); err != nil {
+			return err
+		}
+		args = append(args, "--config", path)
+	}
 	if n.Disk != nil {
 		program, args = n.Disk.command(program, args...)
 	}

@@ -170,7 +170,7 @@ func (s *search) runs(agent string) []claim {
 
 // inRunDir is read once for all agents.
 func (s *search) inRunDir() []string {
-	if !s.readRuns {
+	if !s.readRuns && s.root != "" {
 		s.runNames, s.readRuns = subdirs(filepath.Join(s.root, RunDir)), true
 	}
 	return s.runNames

@@ -24,7 +24,9 @@ type residence struct {
 }
 
 // moveDir is the cgroup that the watcher makes for a container.
-func moveDir(root, id string) string { return filepath.Join(root, RunDir, moveGroup+id[:min(12, len(id))]) }
+func moveDir(root, id string) string {
+	return filepath.Join(root, RunDir, moveGroup+id[:min(12, len(id))])
+}
 
 // hasMoved reports whether there are containers into which processes could come that are elsewhere.
 func (w *Watcher) hasMoved() bool {

@@ -19,8 +19,8 @@ type search struct {
 	accounts map[string]account // of users that were looked up before
 	moved    map[string]residence
 
-	slices   []string             // directories in which the system manager's units can be, once asked for
-	runNames []string             // what is in RunDir, once asked for
+	slices   []string // directories in which the system manager's units can be, once asked for
+	runNames []string // what is in RunDir, once asked for
 	readRuns bool
 	taken    map[uint64]string    // by cgroup: the agent that has it
 	users    map[uint32]string    // by ID: the agent that has it
