@@ -86,13 +86,26 @@ func demolish(name string) error {
 	var faults error
 	for _, path := range spaces {
 		space := filepath.Base(path)
-		faults = errors.Join(faults, endAll(space), ip("netns", "delete", space))
+		faults = errors.Join(faults, endAll(space), removePins(path), ip("netns", "delete", space))
 	}
 	faults = errors.Join(faults, removeCgroups(name))
 	if err := os.Remove(filepath.Join(registryDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		faults = errors.Join(faults, err)
 	}
 	return faults
+}
+
+// removePins removes the programs that daemons of a namespace left in the kernel, which are named after it.
+func removePins(namespace string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(namespace, &st); err != nil {
+		return err
+	}
+	dirs, err := filepath.Glob(fmt.Sprintf("/sys/fs/bpf/bulkhead/*-%d", st.Ino))
+	for _, dir := range dirs {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
 }
 
 // endAll kills the processes in a namespace, but never this one, one of whose threads may be inside.

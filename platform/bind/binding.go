@@ -89,14 +89,15 @@ func Open(o Options) (*Binding, error) {
 
 func (b *Binding) open() error {
 	err := b.load()
-	if errors.Is(err, ebpf.ErrMapIncompatible) { // left by another version
-		b.options.Logger.Info("bindings of another version are replaced")
-		if err := Remove(b.options.PinDir); err != nil {
+	if err == nil {
+		err = b.checkNamespace()
+	}
+	if errors.Is(err, ebpf.ErrMapIncompatible) || errors.Is(err, errOtherNamespace) {
+		b.options.Logger.Info("bindings that another version or namespace left are replaced")
+		if err := errors.Join(b.objects.Close(), Remove(b.options.PinDir), pinnable(b.options.PinDir)); err != nil {
 			return err
 		}
-		if err := pinnable(b.options.PinDir); err != nil {
-			return err
-		}
+		b.objects = kernelObjects{}
 		err = b.load()
 	}
 	if err != nil {
@@ -125,6 +126,24 @@ func (b *Binding) load() error {
 		}
 	}
 	return spec.LoadAndAssign(&b.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: b.options.PinDir}})
+}
+
+var errOtherNamespace = errors.New("the bindings are of a network namespace that is gone")
+
+// checkNamespace fails if what is pinned is of a namespace that had the number of this one.
+func (b *Binding) checkNamespace() error {
+	netns, err := netnsCookie()
+	if err != nil {
+		return err
+	}
+	var held kernelConfiguration
+	if err := b.objects.Settings.Lookup(uint32(0), &held); err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	if held.Netns != 0 && held.Netns != netns {
+		return errOtherNamespace
+	}
+	return nil
 }
 
 // pinnable makes dir, in a bpffs.
@@ -192,5 +211,6 @@ func Remove(dir string) error {
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove bindings: %w", err)
 	}
+	_ = os.Remove(filepath.Dir(dir)) // unless other namespaces have some there
 	return nil
 }
