@@ -58,7 +58,7 @@ var owners = map[string][]string{
 	"github.com/fsnotify/fsnotify":                      {"platform/workload"},
 	"github.com/moby/moby":                              {"platform/workload"},
 	"github.com/miekg/dns":                              {"daemon/names"},
-	"github.com/spiffe/go-spiffe":                       {"daemon/spiffe"},
+	"github.com/spiffe/go-spiffe":                       {"daemon/spiffe", "deploy/lab/actor"}, // the latter is an agent that uses it
 	"google.golang.org/grpc":                            {"daemon/spiffe"},
 	"github.com/go-jose/go-jose":                        {"control/authority"},
 	"github.com/godbus/dbus":                            {"platform/scope", "daemon/names"},

@@ -58,7 +58,10 @@ func newCrew(t *testing.T, m *Mesh) *crew {
 		{"planner1", "run", labels("plan", "internal")},
 		{"clerk1", "user=" + strconv.Itoa(agentUser), labels("clerk", "public")},
 	} {
-		c.declare(t, m, a.name, a.match, a.labels)
+		c.add(t, m, a.name, a.match, a.labels)
+	}
+	for _, name := range []string{"retriever1", "planner1", "clerk1"} {
+		c.await(t, name)
 	}
 	if err := c.node.Cgroup("system.slice/retriever.service"); err != nil {
 		t.Fatal(err)
@@ -91,8 +94,15 @@ func actorProgram(t *testing.T) string {
 	return program
 }
 
-// declare adds an agent and, because its labels are outside the host's grant, has it approved.
+// declare adds an agent and waits for its address.
 func (c *crew) declare(t *testing.T, m *Mesh, name, match string, labels segment.Labels) {
+	t.Helper()
+	c.add(t, m, name, match, labels)
+	c.await(t, name)
+}
+
+// add adds an agent and, because its labels are outside the host's grant, has it approved.
+func (c *crew) add(t *testing.T, m *Mesh, name, match string, labels segment.Labels) {
 	t.Helper()
 	args := []string{"agent", "add", name, "--match", match}
 	for k, v := range labels {
@@ -104,7 +114,6 @@ func (c *crew) declare(t *testing.T, m *Mesh, name, match string, labels segment
 	if _, err := m.Hosts[0].Run(t.Context(), "agent", "approve", name); err != nil {
 		t.Fatal(err)
 	}
-	c.await(t, name)
 }
 
 // await waits until an agent has addresses, and notes them.

@@ -59,6 +59,9 @@ func NewMesh(ctx context.Context, binary string, specs ...Spec) (m *Mesh, err er
 	if err != nil {
 		return nil, err
 	}
+	if err := os.Chmod(dir, 0o711); err != nil { // agents of other users ask on sockets in it
+		return nil, err
+	}
 	m = &Mesh{Binary: binary, Dir: dir}
 	defer func() {
 		if err != nil {

@@ -251,3 +251,27 @@ func TestSocketsKeepTheirIdentity(t *testing.T) {
 		t.Errorf("a process that left alice's cgroup opens more: %+v", r)
 	}
 }
+
+// Whoever serves at the resolver's address, which only the host's root may, hears each agent by its address, and answers.
+func TestResolverIsAskedByAddress(t *testing.T) {
+	c := newCast(t)
+	for _, six := range []bool{false, true} {
+		at53 := at(resolvers[0], 53)
+		if six {
+			at53 = at(resolvers[1], 53)
+		}
+		for _, network := range []string{"udp", "tcp"} {
+			if r := c.alice.tell(order{Do: "serve", Network: network, Local: at53}); !strings.Contains(r.Error, "not permitted") {
+				t.Errorf("alice serves as the resolver: %+v", r)
+			}
+			c.stranger.must(order{Do: "serve", Network: network, Local: at53})
+			for n, who := range map[int]*actor{1: c.alice, 3: c.carol} {
+				if r := who.must(order{Do: "ask", Network: network, Remote: at53}); hostOf(r.Local) != address(n, six).String() {
+					t.Errorf("%d asks over %s from %s", n, network, r.Local)
+				}
+			}
+			c.stranger.must(order{Do: "ask", Network: network, Remote: at53})
+		}
+		c.alice.must(order{Do: "loose", Remote: at53})
+	}
+}

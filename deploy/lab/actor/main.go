@@ -17,11 +17,11 @@ import (
 
 // order is one line of input.
 type order struct {
-	Do      string   `json:"do"`      // serve, ask, hold, say, lookup, ping or exec
+	Do      string   `json:"do"`      // serve, ask, hold, say, lookup, exec, mtls-serve, mtls-ask or jwt
 	Network string   `json:"network"` // tcp or udp
 	Local   string   `json:"local"`   // address to bind; empty: none
 	Remote  string   `json:"remote"`
-	Server  string   `json:"server"` // DNS server for lookup, host:port
+	Server  string   `json:"server"` // DNS server for lookup, host:port; socket of the Workload API for mtls and jwt
 	Command []string `json:"command"`
 }
 
@@ -84,6 +84,8 @@ func (a *actor) obey(o order) (answer, error) {
 		return answer{}, talk(a.held)
 	case "lookup":
 		return lookup(o)
+	case "mtls-serve", "mtls-ask", "jwt":
+		return workload(o)
 	case "exec":
 		out, err := exec.Command(o.Command[0], o.Command[1:]...).CombinedOutput()
 		return answer{Output: string(out)}, err

@@ -162,6 +162,8 @@ static __always_inline int sending(struct bpf_sock_addr *ctx, const struct confi
 			return ALLOW;
 		return may_leave(s, id, to, IPPROTO_UDP, port, false);
 	}
+	if (unclaimed(s, id) && is_resolver(s, from)) // the daemon answers
+		return ALLOW;
 	if (!a)
 		return is_resolver(s, to) && port == DNS ? ALLOW : refuse(STRANGER);
 	const struct addr *own = is_mapped(to) ? &a->ip4 : &a->ip6;
