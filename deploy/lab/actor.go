@@ -78,7 +78,7 @@ func (h *Host) Act(group string, uid int, program string, args ...string) (*Acto
 		return nil, err
 	}
 	a.in, a.out = in, bufio.NewReader(out)
-	if err := h.startIn(cgroup(filepath.Join(h.group.path(), group)), a.cmd); err != nil {
+	if err := h.startIn(h.group.below(group), a.cmd); err != nil {
 		return nil, fmt.Errorf("start actor on %s: %w", h.Name, err)
 	}
 	return a, nil

@@ -8,21 +8,31 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/bulkhead-mesh/bulkhead/segment"
 )
 
 // followed is how long a host may take to follow a container that comes or goes.
 const followed = time.Second
 
-// A container on the host's network is an agent by its label, as soon as it runs and for as long as it does. One without
-// that label reaches nothing.
-func TestContainersAreAgents(t *testing.T) {
-	dir, err := os.MkdirTemp("", "bulkhead-podman-") // a socket's path must be short
+// podmanDir is for Podman's store and socket, whose path must be short.
+func podmanDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bulkhead-podman-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	m := newTestMesh(t, Spec{Agent: "store1", Labels: labels("store", "confidential")}, Spec{Config: "containerSockets: [" + filepath.Join(dir, "podman.sock") + "]\n"})
-	n := m.Hosts[1]
+	return dir
+}
+
+// podmanSpec is a host without an agent yet, whose daemon asks that Podman.
+func podmanSpec(dir string) Spec {
+	return Spec{Config: "containerSockets: [" + filepath.Join(dir, "podman.sock") + "]\n"}
+}
+
+func startEngine(t *testing.T, n *Node, dir string) *Engine {
+	t.Helper()
 	engine, err := n.StartEngine(t.Context(), dir, actorProgram(t))
 	if err != nil {
 		t.Fatal(err)
@@ -32,6 +42,41 @@ func TestContainersAreAgents(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return engine
+}
+
+// contain adds an agent to the crew that is a container.
+func (c *crew) contain(t *testing.T, m *Mesh, dir, name string, labels segment.Labels) {
+	t.Helper()
+	engine := startEngine(t, c.node, dir)
+	c.declare(t, m, name, "container.name="+name, labels)
+	actor, err := engine.Run("--name", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = actor.Close() })
+	c.actors[name] = actor
+	err = Eventually(t.Context(), patient, func() error {
+		here, err := c.list(t.Context())
+		for _, a := range here {
+			if a.Name == name && !a.Processes {
+				err = fmt.Errorf("%+v", a)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A container on the host's network is an agent by its label, as soon as it runs and for as long as it does. One without
+// that label reaches nothing.
+func TestContainersAreAgents(t *testing.T) {
+	dir := podmanDir(t)
+	m := newTestMesh(t, Spec{Agent: "store1", Labels: labels("store", "confidential")}, podmanSpec(dir))
+	n := m.Hosts[1]
+	engine := startEngine(t, n, dir)
 	c := &crew{node: n, actors: map[string]*Actor{}, agents: agentsOf(t, m)}
 	if err := m.Apply(t.Context(), oneHostPolicy); err != nil {
 		t.Fatal(err)

@@ -220,7 +220,7 @@ func shortLived(t *testing.T, h *Host, agents, programs int) {
 		running.Go(func() {
 			defer func() { <-slots }()
 			cmd := h.command(context.Background(), "bash", []string{"-c", ": >/dev/udp/10.201.0.1/9"})
-			if err := h.startIn(cgroup(filepath.Join(h.group.path(), fmt.Sprintf("many/%d", i%agents))), cmd); err != nil {
+			if err := h.startIn(h.group.below(fmt.Sprintf("many/%d", i%agents)), cmd); err != nil {
 				t.Error(err)
 				return
 			}

@@ -45,6 +45,9 @@ func newCgroup(name string) (cgroup, error) {
 
 func mkdirAll(path string) error { return os.MkdirAll(path, 0o755) }
 
+// below is a group within this one; the group itself for none.
+func (g cgroup) below(path string) cgroup { return cgroup(filepath.Join(string(g), path)) }
+
 func (g cgroup) path() string { return string(g) }
 
 // removeCgroups ends what runs in the groups of a world, and removes them.

@@ -98,10 +98,14 @@ func (h *Host) Run(ctx context.Context, program string, args ...string) (Output,
 
 // RunWith is Run with this on the program's standard input.
 func (h *Host) RunWith(ctx context.Context, input []byte, program string, args ...string) (Output, error) {
+	return h.runIn(ctx, "", input, program, args...)
+}
+
+func (h *Host) runIn(ctx context.Context, group string, input []byte, program string, args ...string) (Output, error) {
 	cmd := h.command(ctx, program, args)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
-	err := h.start(cmd)
+	err := h.startIn(h.group.below(group), cmd)
 	if err == nil {
 		err = cmd.Wait()
 	}

@@ -120,8 +120,13 @@ func (s *Server) Close() {
 
 // Reaches tries a flow from an address of the host: whether what was sent to dst came back.
 func (h *Host) Reaches(ctx context.Context, src, dst netip.Addr, port segment.Port) bool {
+	return h.ReachesFrom(ctx, "", src, dst, port)
+}
+
+// ReachesFrom is Reaches for programs in a cgroup below the host's.
+func (h *Host) ReachesFrom(ctx context.Context, group string, src, dst netip.Addr, port segment.Port) bool {
 	if port.Proto == segment.ICMP {
-		out, err := h.Run(ctx, "ping", "-n", "-c1", "-W1", "-p", hex.EncodeToString([]byte(probeWord)), "-I", src.String(), dst.String())
+		out, err := h.runIn(ctx, group, nil, "ping", "-n", "-c1", "-W1", "-p", hex.EncodeToString([]byte(probeWord)), "-I", src.String(), dst.String())
 		return err == nil && out.Code == 0
 	}
 	return h.Do(func() error { return echo(ctx, src, netip.AddrPortFrom(dst, port.Number), port.Proto) }) == nil

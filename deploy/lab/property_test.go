@@ -26,15 +26,27 @@ var drawnPorts = []segment.Port{
 // soaking asks for the long form of tests.
 var soaking = os.Getenv("BULKHEAD_SOAK") != ""
 
-// TestAnyPolicy draws policies, enforces each, and tries every pair of agents: kernel, specification, simulator and
-// compiled plan never disagree.
+// TestAnyPolicy draws policies, enforces each, and tries every pair of agents, three of which share a host: kernel,
+// specification, simulator and compiled plan never disagree.
 func TestAnyPolicy(t *testing.T) {
-	m := newTestMesh(t,
-		Spec{Agent: "plan1", Labels: labels("plan", "internal")}, Spec{Agent: "plan2", Labels: labels("plan", "public")},
-		Spec{Agent: "tool1", Labels: labels("tool", "internal")}, Spec{Agent: "store1", Labels: labels("store", "confidential")},
-		Spec{Agent: "store2", Labels: segment.Labels{"function": "store"}})
+	m := newTestMesh(t, Spec{Agent: "plan1", Labels: labels("plan", "internal")}, Spec{}, Spec{Agent: "store2", Labels: segment.Labels{"function": "store"}})
+	shared := &crew{node: m.Hosts[1], agents: map[string]segment.Agent{}}
+	for name, labels := range map[string]segment.Labels{
+		"plan2": labels("plan", "public"), "tool1": labels("tool", "internal"), "store1": labels("store", "confidential"),
+	} {
+		if err := shared.node.Cgroup(name); err != nil {
+			t.Fatal(err)
+		}
+		shared.declare(t, m, name, "cgroup=/"+name, labels)
+	}
 	agents := agentsOf(t, m)
-	serveAgents(t, m, agents, 53, 443, 450, 451, 6500)
+	for _, a := range agents {
+		s, err := m.node(a.Host).Serve(a.Addresses, 53, 443, 450, 451, 6500)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+	}
 	client, err := api.Dial(api.DialOptions{Socket: m.Hosts[0].Socket()})
 	if err != nil {
 		t.Fatal(err)
@@ -93,13 +105,13 @@ func tryAll(ctx context.Context, m *Mesh, p *segment.Policy, agents map[string]s
 	}
 	var tries errgroup.Group
 	tries.SetLimit(96) // most wait for a ping
-	for _, src := range m.Hosts {
-		plan := segment.Compile(p, src.Name, all, now)
-		for _, dst := range m.Hosts {
-			if src == dst {
+	for _, a := range all {
+		src := m.node(a.Host)
+		plan := segment.Compile(p, a.Host, all, now)
+		for _, b := range all {
+			if a.Name == b.Name {
 				continue
 			}
-			a, b := agents[src.Agent], agents[dst.Agent]
 			for _, port := range drawnPorts {
 				want := p.Decide(a, b, port, now).Allow
 				if want {
@@ -130,7 +142,11 @@ func tryExplain(ctx context.Context, client *api.Client, a, b segment.Agent, por
 
 func tryPackets(ctx context.Context, src *Node, a, b segment.Agent, family int, port segment.Port, want bool) error {
 	try := func() error {
-		if got := src.Reaches(ctx, a.Addresses[family], b.Addresses[family], port); got != want {
+		group := "" // of one that is the whole host
+		if src.Agent != a.Name {
+			group = a.Name
+		}
+		if got := src.ReachesFrom(ctx, group, a.Addresses[family], b.Addresses[family], port); got != want {
 			return fmt.Errorf("%s to %s at %s, %s: packets %v, specified %v", a.Name, b.Name, b.Addresses[family], port, got, want)
 		}
 		return nil
