@@ -5,6 +5,7 @@ set -euo pipefail
 declare -A package=(
   [iptables]=iptables [ipset]=ipset [ip]=iproute2 [tc]=iproute2 [conntrack]=conntrack [nft]=nftables [iperf3]=iperf3
   [ping]=iputils-ping [tcpdump]=tcpdump [systemd-analyze]=systemd [wg]=wireguard-tools [gcc]=gcc [git]=git [curl]=curl
+  [clang-14]=clang-14 [llvm-strip-14]=llvm-14 [bpftool]=bpftool [podman]=podman [runc]=runc
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
@@ -15,6 +16,7 @@ if ! command -v go >/dev/null; then
   echo "go is missing: install Go 1.26 or newer, see https://go.dev/doc/install" >&2
   exit 1
 fi
+[ -e /usr/include/bpf/bpf_helpers.h ] || missing+=(libbpf-dev) # programs are built anew, to compare
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -ne 0 ]; then

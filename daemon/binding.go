@@ -15,6 +15,7 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/platform"
 	"github.com/bulkhead-mesh/bulkhead/platform/bind"
+	"github.com/bulkhead-mesh/bulkhead/platform/scope"
 )
 
 // binder ties agents to processes, in the kernel.
@@ -49,7 +50,7 @@ func (d *daemon) openBinder() error {
 		})
 		if err == nil {
 			d.binder = kernelBinder{b}
-			return nil
+			return scope.Clean(root)
 		}
 	}
 	if d.config.Enforcement == EnforceAll {
@@ -148,6 +149,7 @@ func portOf(addr string) (uint16, bool) {
 
 // follow tells the mesh where the agents' processes are, until ctx ends.
 func (d *daemon) follow(ctx context.Context) error {
+	d.workloads.Settle(ctx)
 	for {
 		changed := d.workloads.Changed()
 		if err := d.mesh.SetWorkloads(d.workloads.Workloads()); err != nil {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/user"
@@ -65,18 +66,18 @@ func (l local) Run(ctx context.Context, asker api.Asker, r api.RunRequest, enter
 	if err != nil {
 		return err
 	}
-	if err := l.follows(ctx, r.Agent); err != nil {
-		return err
+	err = l.follows(ctx, r.Agent)
+	if err == nil {
+		err = entered(api.RunScope{Agent: r.Agent, Addresses: l.addressesOf(r.Agent)})
 	}
-	if err := entered(api.RunScope{Agent: r.Agent, Addresses: l.addressesOf(r.Agent)}); err != nil {
-		return err
+	if err == nil {
+		<-ctx.Done()
 	}
-	<-ctx.Done()
 	// What it left behind stays the agent's. A daemon that starts later removes the cgroups that are empty then.
-	if err := s.Wait(l.runs.life); err != nil {
-		return err
+	if waited := s.Wait(l.runs.life); waited != nil {
+		return errors.Join(err, waited)
 	}
-	return s.Remove()
+	return errors.Join(err, s.Remove())
 }
 
 // mayRun lets root run every agent, and others those that the configuration gives them. A process that is an agent

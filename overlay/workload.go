@@ -55,6 +55,8 @@ func (m Match) Validate() error {
 		return fmt.Errorf("match.unit: %.64q is no service, slice or scope (fix: write it like retriever.service or worker@*.service)", m.Unit)
 	case m.User != "" && !userName.MatchString(m.User):
 		return fmt.Errorf("match.user: %.64q is no user (fix: write a name, or a number)", m.User)
+	case m.User == "root" || m.User == "0":
+		return errors.New("match.user: root is the host itself, with its daemon (fix: give the agent a user of its own, or match its unit or cgroup)")
 	case m.Container != nil:
 		return m.Container.validate()
 	}

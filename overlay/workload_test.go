@@ -55,6 +55,7 @@ func TestMatchRefusesWhatIsNoMatch(t *testing.T) {
 		"cgroup=/":                      "match.cgroup",
 		"cgroup=/a/../b":                "match.cgroup",
 		"user=a b":                      "match.user",
+		"user=root":                     "match.user: root",
 		"container.label=role":          "match.container.label",
 		"container.size=3":              "not understood",
 		"container.name=" + strings.Repeat("x", 300): "match.container.name",

@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
@@ -50,6 +51,9 @@ func (p Peer) Inspect(conn *net.UnixConn, fn func(pid int) error) error {
 	}
 	// The ID was this process's all along, if it has not ended yet: its descriptor is readable once it has.
 	ended, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	for errors.Is(err, unix.EINTR) {
+		ended, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	}
 	if err != nil || ended != 0 {
 		return fmt.Errorf("inspect process %d: it has ended", p.PID)
 	}

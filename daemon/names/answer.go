@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/miekg/dns"
 
@@ -17,30 +16,47 @@ const meshTTL = 5 // seconds
 
 // answer is what asker hears. What it may not know of is answered as if it were not.
 func (s *Server) answer(ctx context.Context, asker netip.Addr, query *dns.Msg) *dns.Msg {
+	opt := query.IsEdns0()
+	if opt == nil {
+		return s.answerPlain(ctx, asker, query)
+	}
+	var answer *dns.Msg
+	if opt.Version() != 0 {
+		answer = empty(query, dns.RcodeBadVers)
+	} else {
+		answer = s.answerPlain(ctx, asker, query)
+	}
+	return answer.SetEdns0(udpAnswer, false)
+}
+
+func (s *Server) answerPlain(ctx context.Context, asker netip.Addr, query *dns.Msg) *dns.Msg {
 	if query.Opcode != dns.OpcodeQuery || query.Response || len(query.Question) != 1 || query.Question[0].Qclass != dns.ClassINET {
-		return refusal(query, dns.RcodeNotImplemented)
+		return empty(query, dns.RcodeNotImplemented)
 	}
 	agent, ok := s.options.Directory.Asker(asker)
 	if !ok {
-		return refusal(query, dns.RcodeRefused)
+		return empty(query, dns.RcodeRefused)
 	}
-	q := query.Question[0]
-	name := dns.CanonicalName(q.Name)
-	switch {
-	case name == s.zone || strings.HasSuffix(name, "."+s.zone):
+	name := dns.CanonicalName(query.Question[0].Name)
+	if s.ours(name) {
 		return s.answerMesh(query, agent, name)
-	case strings.HasSuffix(name, ".in-addr.arpa.") || strings.HasSuffix(name, ".ip6.arpa."):
-		return s.answerReverse(query, agent, name)
-	case s.options.Directory.Egress(agent, strings.TrimSuffix(name, ".")):
+	}
+	if addr, ok := addrOfReverse(name); ok {
+		return s.answerReverse(query, agent, addr)
+	}
+	if plain(name) && s.options.Directory.Egress(agent, strings.TrimSuffix(name, ".")) {
 		return s.answerEgress(ctx, query, agent, name)
 	}
-	return refusal(query, dns.RcodeRefused)
+	return empty(query, dns.RcodeRefused)
 }
+
+// ours reports whether a name is in the mesh's zone, of which nobody else is asked.
+func (s *Server) ours(name string) bool { return name == s.zone || strings.HasSuffix(name, "."+s.zone) }
 
 // answerMesh is about NAME.MESH.internal.
 func (s *Server) answerMesh(query *dns.Msg, agent, name string) *dns.Msg {
 	q := query.Question[0]
-	answer := refusal(query, dns.RcodeNameError)
+	answer := empty(query, dns.RcodeNameError)
 	answer.Authoritative = true
 	answer.Ns = []dns.RR{s.soa()}
 	if name == s.zone {
@@ -66,21 +82,20 @@ func (s *Server) answerMesh(query *dns.Msg, agent, name string) *dns.Msg {
 }
 
 // answerReverse is about an address: the name of an agent that the asker may reach.
-func (s *Server) answerReverse(query *dns.Msg, agent, name string) *dns.Msg {
+func (s *Server) answerReverse(query *dns.Msg, agent string, addr netip.Addr) *dns.Msg {
 	q := query.Question[0]
-	answer := refusal(query, dns.RcodeNameError)
-	for _, a := range s.options.Directory.Reach(agent) {
-		for _, addr := range a.Addresses {
-			reverse, err := dns.ReverseAddr(addr.String())
-			if err != nil || dns.CanonicalName(reverse) != name {
-				continue
-			}
-			answer.Rcode, answer.Authoritative = dns.RcodeSuccess, true
-			if q.Qtype == dns.TypePTR || q.Qtype == dns.TypeANY {
-				answer.Answer = []dns.RR{&dns.PTR{Hdr: header(q.Name, dns.TypePTR, meshTTL), Ptr: a.Name + "." + s.zone}}
-			}
-			return answer
+	reach := s.options.Directory.Reach(agent)
+	i := slices.IndexFunc(reach, func(a segment.Agent) bool { return slices.Contains(a.Addresses, addr) })
+	if i < 0 {
+		if within(s.options.Prefixes, addr) {
+			return empty(query, dns.RcodeNameError)
 		}
+		return empty(query, dns.RcodeRefused)
+	}
+	answer := empty(query, dns.RcodeSuccess)
+	answer.Authoritative = true
+	if q.Qtype == dns.TypePTR || q.Qtype == dns.TypeANY {
+		answer.Answer = []dns.RR{&dns.PTR{Hdr: header(q.Name, dns.TypePTR, meshTTL), Ptr: reach[i].Name + "." + s.zone}}
 	}
 	return answer
 }
@@ -90,6 +105,13 @@ func (s *Server) soa() dns.RR {
 		Hdr: header(s.zone, dns.TypeSOA, meshTTL), Ns: s.zone, Mbox: "hostmaster." + s.zone,
 		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: meshTTL,
 	}
+}
+
+// empty is an answer without content.
+func empty(query *dns.Msg, code int) *dns.Msg {
+	answer := new(dns.Msg).SetRcode(query, code)
+	answer.RecursionAvailable = true
+	return answer
 }
 
 func header(name string, kind uint16, ttl uint32) dns.RR_Header {
@@ -102,53 +124,4 @@ func address(name string, addr netip.Addr, ttl uint32) dns.RR {
 		return &dns.A{Hdr: header(name, dns.TypeA, ttl), A: addr.AsSlice()}
 	}
 	return &dns.AAAA{Hdr: header(name, dns.TypeAAAA, ttl), AAAA: addr.AsSlice()}
-}
-
-// answerEgress asks upstream for what the agent's egress list names, and opens the way before it tells.
-func (s *Server) answerEgress(ctx context.Context, query *dns.Msg, agent, name string) *dns.Msg {
-	q := query.Question[0]
-	if q.Qtype != dns.TypeA && q.Qtype != dns.TypeAAAA {
-		return refusal(query, dns.RcodeSuccess) // there is nothing else to go to
-	}
-	found, ttl, code, err := s.resolve(ctx, name, q.Qtype)
-	if err != nil {
-		s.options.Logger.Warn("resolve name of an egress list", "agent", agent, "name", name, "error", err)
-		return refusal(query, dns.RcodeServerFailure)
-	}
-	safe := slices.DeleteFunc(found, func(addr netip.Addr) bool {
-		return !public(addr) && !s.options.Directory.Private(agent, addr)
-	})
-	if len(safe) < len(found) {
-		s.options.Logger.Warn("a name leads to addresses that it may not", "agent", agent, "name", name)
-	}
-	if len(safe) == 0 {
-		return refusal(query, code)
-	}
-	bare := strings.TrimSuffix(name, ".")
-	if err := s.options.Learn(agent, bare, safe, time.Duration(ttl)*time.Second+grace); err != nil {
-		s.options.Logger.Warn("open what a name leads to", "agent", agent, "name", name, "error", err)
-		return refusal(query, dns.RcodeServerFailure)
-	}
-	answer := refusal(query, dns.RcodeSuccess)
-	for _, addr := range safe {
-		answer.Answer = append(answer.Answer, address(q.Name, addr, ttl))
-	}
-	return answer
-}
-
-// grace is how long after an answer's end its addresses stay open: for programs that connect late.
-const grace = 2 * time.Second
-
-// special are addresses that no name of a stranger's may lead to: by them it could make an agent turn on its own network.
-var special = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("198.18.0.0/15"),
-	netip.MustParsePrefix("224.0.0.0/3"), netip.MustParsePrefix("::/96"), netip.MustParsePrefix("64:ff9b::/96"),
-	netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("fc00::/7"),
-	netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
-}
-
-func public(addr netip.Addr) bool {
-	return !addr.Is4In6() && !slices.ContainsFunc(special, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -15,13 +16,17 @@ import (
 const (
 	maxAudiences = 16
 	maxAudience  = 256
+	signRate     = 10 // JWT-SVIDs a second for one agent: control hears a host only so often
+	signBurst    = 50
 )
-
-type grpcStream interface{ Context() context.Context }
 
 // FetchJWTSVID has control sign a token for the agent and the audience that it asks for.
 func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	svid, err := s.svid(ctx)
+	agent, err := s.attest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	svid, err := s.svid(agent)
 	if err != nil {
 		return nil, err
 	}
@@ -36,9 +41,9 @@ func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (
 			return nil, status.Errorf(codes.InvalidArgument, "audience: each has 1 to %d bytes", maxAudience)
 		}
 	}
-	agent, err := s.attest(ctx)
-	if err != nil {
-		return nil, err
+	limiter, _ := s.signing.LoadOrStore(agent, rate.NewLimiter(signRate, signBurst))
+	if !limiter.(*rate.Limiter).Allow() {
+		return nil, status.Errorf(codes.ResourceExhausted, "more than %d tokens a second for this agent", signRate)
 	}
 	token, err := s.options.Source.SignJWT(ctx, agent, r.Audience)
 	if err != nil {
@@ -50,10 +55,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (
 
 // FetchJWTBundles sends the keys that JWT-SVIDs are verified by.
 func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream workload.SpiffeWorkloadAPI_FetchJWTBundlesServer) error {
-	return push(s, stream, func() (*workload.JWTBundlesResponse, error) {
-		if _, err := s.attest(stream.Context()); err != nil {
-			return nil, err
-		}
+	return push(s, stream, func(string) (*workload.JWTBundlesResponse, error) {
 		bundle, err := s.jwtBundle()
 		if err != nil {
 			return nil, err

@@ -5,25 +5,29 @@ package spiffe
 import (
 	"context"
 	"crypto"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
 const (
-	maxConns   = 512
-	maxStreams = 16 // of one connection
-	maxMessage = 64 << 10
+	maxConns    = 32 // of one agent
+	maxStreams  = 16 // of one connection
+	maxMessage  = 64 << 10
+	maxHeaders  = 8 << 10
+	helloTime   = 5 * time.Second // for the first bytes of a connection
+	maxIdleTime = time.Minute
 )
 
 // SVID is an agent's identity document and its key.
@@ -43,14 +47,14 @@ type JWTKey struct {
 type Source interface {
 	SVID(agent string) (SVID, error)
 	Bundle() (roots [][]byte, keys []JWTKey)
-	Changed() <-chan struct{} // closed when an answer of the two may have changed since this call
+	Changed() <-chan struct{} // closed when an answer of the two, or of Attest, may have changed since this call
 	SignJWT(ctx context.Context, agent string, audience []string) (string, error)
 }
 
 // Options say whom to serve.
 type Options struct {
-	Mesh     string // the trust domain
-	Listener net.Listener
+	Mesh     string       // the trust domain
+	Listener net.Listener // of a Unix socket; Run closes it
 	Source   Source
 	// Attest says which agent the process on the other end is now; empty for none. It is asked for every answer.
 	Attest func(*net.UnixConn) (agent string, err error)
@@ -62,34 +66,37 @@ type Server struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	options Options
 	domain  string // spiffe://mesh
+	conns   quota
+	signing sync.Map // *rate.Limiter by agent
 }
 
 // New makes a server. It starts nothing.
-func New(o Options) *Server { return &Server{options: o, domain: "spiffe://" + o.Mesh} }
+func New(o Options) *Server {
+	return &Server{options: o, domain: "spiffe://" + o.Mesh, conns: quota{each: maxConns}}
+}
 
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	server := grpc.NewServer(
-		grpc.Creds(peerCredentials{}), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxRecvMsgSize(maxMessage),
+		grpc.Creds(peerCredentials{s}), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(helloTime), grpc.WaitForHandlers(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: maxIdleTime}),
 		grpc.UnaryInterceptor(requireHeader), grpc.StreamInterceptor(requireStreamHeader),
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(server, s)
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(&bounded{s.options.Listener, make(chan struct{}, maxConns)}) }()
+	go func() { ended <- server.Serve(unixListener{s.options.Listener}) }()
 	select {
 	case err := <-ended:
-		return fmt.Errorf("serve SPIFFE: %w", err)
+		server.Stop()
+		return fmt.Errorf("serve SPIFFE Workload API: %w", err)
 	case <-ctx.Done():
 		server.Stop()
-		return serveEnd(<-ended)
-	}
-}
-
-func serveEnd(err error) error {
-	if err == nil || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
+		if err := <-ended; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve SPIFFE Workload API: %w", err)
+		}
 		return nil
 	}
-	return err
 }
 
 // requireHeader keeps out what speaks HTTP by accident, as a browser that was sent here (Workload Endpoint, section 3).
@@ -123,12 +130,12 @@ func (s *Server) attest(ctx context.Context) (string, error) {
 	}
 	conn, ok := p.AuthInfo.(connInfo)
 	if !ok {
-		return "", status.Error(codes.Internal, "no Unix socket")
+		return "", status.Error(codes.Internal, errNoUnix.Error())
 	}
 	agent, err := s.options.Attest(conn.UnixConn)
 	if err != nil {
-		s.options.Logger.Warn("attest a process", "error", err)
-		return "", status.Error(codes.PermissionDenied, "this process cannot be told")
+		s.options.Logger.Debug("attest a process", "error", err) // it may have ended meanwhile
+		return "", status.Error(codes.PermissionDenied, "no identity issued: this process cannot be told")
 	}
 	if agent == "" {
 		return "", status.Error(codes.PermissionDenied, "no identity issued: this process is no agent's")
@@ -136,50 +143,11 @@ func (s *Server) attest(ctx context.Context) (string, error) {
 	return agent, nil
 }
 
-// svid is the asking agent's own.
-func (s *Server) svid(ctx context.Context) (SVID, error) {
-	agent, err := s.attest(ctx)
-	if err != nil {
-		return SVID{}, err
-	}
+// svid is an agent's own.
+func (s *Server) svid(agent string) (SVID, error) {
 	svid, err := s.options.Source.SVID(agent)
 	if err != nil {
 		return SVID{}, status.Error(codes.PermissionDenied, "no identity issued: "+err.Error())
 	}
 	return svid, nil
 }
-
-func marshalKey(key crypto.Signer) ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, status.Error(codes.Internal, "encode key")
-	}
-	return der, nil
-}
-
-// connInfo carries a connection to those who ask whose it is.
-type connInfo struct{ *net.UnixConn }
-
-// AuthType names the scheme, as grpc wants.
-func (connInfo) AuthType() string { return "unix" }
-
-// peerCredentials take every connection: the kernel says who is on the other end.
-type peerCredentials struct{}
-
-func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	unix, ok := conn.(*slotConn)
-	if !ok {
-		return nil, nil, errors.New("no Unix socket")
-	}
-	return conn, connInfo{unix.UnixConn}, nil
-}
-
-func (peerCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("not a client")
-}
-
-func (peerCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "unix"}
-}
-func (c peerCredentials) Clone() credentials.TransportCredentials { return c }
-func (peerCredentials) OverrideServerName(string) error           { return nil }

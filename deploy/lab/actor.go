@@ -22,6 +22,7 @@ type Order struct {
 	Remote  string   `json:"remote,omitempty"`
 	Server  string   `json:"server,omitempty"`
 	Command []string `json:"command,omitempty"`
+	Count   int      `json:"count,omitempty"`
 }
 
 // Reply is what an actor answers.
@@ -31,6 +32,7 @@ type Reply struct {
 	Remote string   `json:"remote"`
 	Names  []string `json:"names"`
 	Output string   `json:"output"`
+	Took   []int64  `json:"took"` // ns
 }
 
 // Actor is a program on a host that does on its network what it is told, until Close.
@@ -82,6 +84,19 @@ func (h *Host) Act(group string, uid int, program string, args ...string) (*Acto
 		return nil, fmt.Errorf("start actor on %s: %w", h.Name, err)
 	}
 	return a, nil
+}
+
+// ActOutside is Act for a program that is in none of the host's cgroups, as if no daemon could tell programs apart.
+func (h *Host) ActOutside(program string, args ...string) (*Actor, error) {
+	root, err := unifiedRoot()
+	if err != nil {
+		return nil, err
+	}
+	up, err := filepath.Rel(h.group.path(), root)
+	if err != nil {
+		return nil, err
+	}
+	return h.Act(up, 0, program, args...)
 }
 
 // Tell gives an order and waits for the answer. What the actor could not do is no error: see Reply.Error.

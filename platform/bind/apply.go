@@ -150,7 +150,8 @@ func (b *Binding) adopt() error {
 	if err := m.Settings.Lookup(uint32(0), &held); err != nil {
 		return fmt.Errorf("read settings: %w", err)
 	}
-	settings.Host, settings.Generation, settings.Busy, settings.Guards = held.Host, held.Generation, held.Busy, held.Guards
+	settings.Host, settings.Generation = held.Host, held.Generation
+	settings.Busy, settings.Guards, settings.ByUser = held.Busy, held.Guards, held.ByUser
 	if settings.Generation == 0 { // that of sockets which were never judged
 		settings.Generation = 1
 	}

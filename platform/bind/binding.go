@@ -116,7 +116,7 @@ func (b *Binding) load() error {
 		return err
 	}
 	for name, m := range spec.Maps {
-		if m.Type != ebpf.Array || name == kernelMapSettings { // the programs' constants are their own
+		if name != kernelMapMembers && (m.Type != ebpf.Array || name == kernelMapSettings) { // the programs' constants are their own
 			m.Pinning = ebpf.PinByName
 		}
 	}

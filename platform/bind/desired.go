@@ -105,7 +105,7 @@ func desire(old state, config overlay.BindingConfig, learned map[string]*lessons
 		agents: make(map[uint32]kernelAgent), owners: make(map[kernelAddr]uint32), cgroups: make(map[uint64]uint32),
 		users: make(map[uint32]uint32), egress: make(map[kernelDestination]kernelPorts),
 	}
-	s.settings.Host, s.settings.Busy, s.settings.Guards = 0, 0, 0
+	s.settings.Host, s.settings.Busy, s.settings.Guards, s.settings.ByUser = 0, 0, 0, 0
 	for _, b := range config.Agents {
 		id := old.idOf(b)
 		if id == 0 {
@@ -172,7 +172,7 @@ func (s *state) add(old state, b overlay.Binding) error {
 			s.cgroups[g] = id
 		}
 		for _, u := range b.UIDs {
-			s.users[u] = id
+			s.users[u], s.settings.ByUser = id, 1
 		}
 	}
 	s.agents[id] = agent

@@ -39,6 +39,8 @@ type kernelConfiguration struct {
 	Generation uint32
 	Busy       uint32
 	Guards     uint32
+	ByUser     uint32
+	Pad        uint32
 	OwnPorts   [4]uint16
 }
 
@@ -56,13 +58,19 @@ type kernelEndpoint struct {
 	Pad  uint16
 }
 
-type kernelIdentity struct {
+type kernelMember struct {
 	_          structs.HostLayout
 	Generation uint32
 	Agent      uint32
+}
+
+type kernelPast struct {
+	_          structs.HostLayout
 	Outward    uint32
 	Redirected uint32
 	Asked      kernelAddr
+	Agent      uint32
+	Generation uint32
 }
 
 type kernelPortRange struct {
@@ -88,6 +96,7 @@ const (
 	kernelMapControl        = "control"
 	kernelMapDrops          = "drops"
 	kernelMapEgress         = "egress"
+	kernelMapMembers        = "members"
 	kernelMapOwners         = "owners"
 	kernelMapSettings       = "settings"
 	kernelMapSockets        = "sockets"
@@ -174,6 +183,7 @@ type kernelMapSpecs struct {
 	Control  *ebpf.MapSpec `ebpf:"control"`
 	Drops    *ebpf.MapSpec `ebpf:"drops"`
 	Egress   *ebpf.MapSpec `ebpf:"egress"`
+	Members  *ebpf.MapSpec `ebpf:"members"`
 	Owners   *ebpf.MapSpec `ebpf:"owners"`
 	Settings *ebpf.MapSpec `ebpf:"settings"`
 	Sockets  *ebpf.MapSpec `ebpf:"sockets"`
@@ -212,6 +222,7 @@ type kernelMaps struct {
 	Control  *ebpf.Map `ebpf:"control"`
 	Drops    *ebpf.Map `ebpf:"drops"`
 	Egress   *ebpf.Map `ebpf:"egress"`
+	Members  *ebpf.Map `ebpf:"members"`
 	Owners   *ebpf.Map `ebpf:"owners"`
 	Settings *ebpf.Map `ebpf:"settings"`
 	Sockets  *ebpf.Map `ebpf:"sockets"`
@@ -225,6 +236,7 @@ func (m *kernelMaps) Close() error {
 		m.Control,
 		m.Drops,
 		m.Egress,
+		m.Members,
 		m.Owners,
 		m.Settings,
 		m.Sockets,

@@ -1,189 +1,164 @@
-// Package scope puts processes into cgroups of agents, for `bulkhead run`: through systemd where it runs, by hand elsewhere.
 package scope
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
-	"github.com/coreos/go-systemd/v22/dbus"
 	"github.com/coreos/go-systemd/v22/util"
-	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
-
-	"github.com/bulkhead-mesh/bulkhead/platform/workload"
 )
-
-// systemdAnswer is how long systemd may take to make a scope.
-const systemdAnswer = 10 * time.Second
 
 // Options say where cgroups are.
 type Options struct {
 	Root string // directory of cgroup v2
+
+	// Verify says whether the number is still that of the process that asked, as its socket knows. It is called when the
+	// process is in its cgroup, which is undone on an error. Without it, what was known when Enter began counts.
+	Verify func() error
 }
 
 // Scope is a cgroup that one run has.
 type Scope struct {
-	dir string
+	root, dir string
 }
 
 // Enter makes a cgroup of the agent and puts a process into it, with all that it will start. The process must be waiting:
 // what it has started before stays where it is.
 func Enter(ctx context.Context, o Options, agent string, pid int) (*Scope, error) {
-	root := o.Root
-	if root == "" {
-		return nil, errors.New("run as an agent: this host has no cgroup v2")
-	}
-	before, err := startOf(pid)
+	s, err := enter(ctx, o, agent, pid)
 	if err != nil {
 		return nil, fmt.Errorf("run as agent %s: %w", agent, err)
 	}
+	return s, nil
+}
+
+func enter(ctx context.Context, o Options, agent string, pid int) (*Scope, error) {
+	if o.Root == "" {
+		return nil, errors.New("this host has no cgroup v2")
+	}
+	asker, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("find process %d: %w", pid, err)
+	}
+	defer unix.Close(asker)
 	var s *Scope
 	if util.IsRunningSystemd() {
-		s, err = enterSystemd(ctx, root, agent, pid)
+		s, err = enterSystemd(ctx, o.Root, agent, pid)
 	} else {
-		s, err = enterByHand(root, agent, pid)
+		s, err = enterByHand(o.Root, agent, pid)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("run as agent %s: %w", agent, err)
-	}
-	// Another process may have got the number; it would be in the agent's cgroup now.
-	if after, err := startOf(pid); err != nil || after != before {
-		return nil, errors.Join(fmt.Errorf("run as agent %s: process %d has ended", agent, pid), s.kill(), s.Remove())
-	}
-	return s, nil
-}
-
-func enterByHand(root, agent string, pid int) (*Scope, error) {
-	s := &Scope{filepath.Join(root, workload.RunDir, workload.RunGroup(agent), rand.Text()[:8])}
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(s.dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-		return nil, errors.Join(err, s.Remove())
+	// While it lives nobody else gets its number.
+	err = alive(asker, pid)
+	if err == nil && o.Verify != nil {
+		err = o.Verify()
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.undo())
 	}
 	return s, nil
 }
 
-// enterSystemd has systemd make the scope, because below its root all cgroups are its own.
-func enterSystemd(ctx context.Context, root, agent string, pid int) (*Scope, error) {
-	ctx, cancel := context.WithTimeout(ctx, systemdAnswer)
-	defer cancel()
-	conn, err := dbus.NewSystemConnectionContext(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask systemd: %w", err)
+// alive asks for the end of a process: its descriptor is readable then.
+func alive(pidfd, pid int) error {
+	ended, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	for errors.Is(err, unix.EINTR) { // by a signal of the runtime's own
+		ended, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
 	}
-	defer conn.Close()
-	name := workload.RunScope(agent) + strings.ToLower(rand.Text()[:8]) + ".scope"
-	done := make(chan string, 1)
-	_, err = conn.StartTransientUnitContext(ctx, name, "fail", properties(agent, pid), done)
 	if err != nil {
-		return nil, fmt.Errorf("ask systemd for a scope: %w", err)
+		return fmt.Errorf("look for process %d: %w", pid, err)
 	}
-	select {
-	case <-ctx.Done():
-		return nil, fmt.Errorf("ask systemd for a scope: %w", ctx.Err())
-	case result := <-done:
-		if result != "done" {
-			return nil, fmt.Errorf("systemd made no scope: %s", result)
+	if ended != 0 {
+		return fmt.Errorf("process %d has ended", pid)
+	}
+	return nil
+}
+
+// undo gives what is in the scope back to the host, where nothing is an agent's, and removes it.
+func (s *Scope) undo() error {
+	members, err := os.ReadFile(filepath.Join(s.dir, "cgroup.procs"))
+	if err != nil && !gone(err) {
+		return fmt.Errorf("empty %s: %w", s.dir, err)
+	}
+	for pid := range strings.FieldsSeq(string(members)) {
+		if err := put(s.root, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
 		}
 	}
-	return &Scope{filepath.Join(root, workload.RunDir, name)}, nil
+	return s.Remove()
 }
 
-func properties(agent string, pid int) []dbus.Property {
-	return []dbus.Property{
-		dbus.PropDescription("bulkhead agent " + agent), dbus.PropSlice(workload.RunDir), dbus.PropPids(uint32(pid)),
-		{Name: "CollectMode", Value: godbus.MakeVariant("inactive-or-failed")},
+// put moves a process, with all its threads.
+func put(dir, pid string) error {
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0); err != nil {
+		return fmt.Errorf("put process %s into %s: %w", pid, dir, err)
 	}
+	return nil
 }
 
-// startOf is when a process started, which tells it from a later one with its number.
-func startOf(pid int) (string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", err
-	}
-	// The name, in brackets, may hold anything; the 20th field after it is the time.
-	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	if len(fields) < 20 {
-		return "", fmt.Errorf("process %d: no start time", pid)
-	}
-	return fields[19], nil
-}
+// Dir is the scope's directory in the cgroup v2 hierarchy.
+func (s *Scope) Dir() string { return s.dir }
 
-// Wait returns nil when the scope is empty, or gone.
+// Wait returns nil when nothing is in the scope any more, or the error of ctx.
 func (s *Scope) Wait(ctx context.Context) error {
 	events, err := os.Open(filepath.Join(s.dir, "cgroup.events"))
-	if errors.Is(err, fs.ErrNotExist) {
+	if gone(err) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("wait for %s: %w", s.dir, err)
 	}
 	defer events.Close()
-	buf := make([]byte, 256)
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("wait for %s: %w", s.dir, err)
+	}
+	defer unix.Close(wake)
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		_, _ = unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // an empty counter takes it
+	})
+	defer func() {
+		if !stop() {
+			<-woken
+		}
+	}()
 	for ctx.Err() == nil {
-		n, err := events.ReadAt(buf, 0)
-		if errors.Is(err, unix.ENODEV) || strings.Contains(string(buf[:n]), "populated 0") {
+		populated, err := isPopulated(events)
+		if err != nil {
+			return fmt.Errorf("wait for %s: %w", s.dir, err)
+		}
+		if !populated {
 			return nil
 		}
-		// The kernel marks the file when its content changes; ctx is looked at each half second.
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}, 500); err != nil && !errors.Is(err, unix.EINTR) {
+		// The kernel marks the file when it says something new.
+		fds := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}, {Fd: int32(wake), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for %s: %w", s.dir, err)
 		}
 	}
 	return ctx.Err()
 }
 
-// Remove removes an empty scope, and the agent's cgroup with its last one.
-func (s *Scope) Remove() error {
-	if err := remove(s.dir); err != nil {
-		return err
+func isPopulated(events *os.File) (bool, error) {
+	text := make([]byte, 256)
+	n, err := events.ReadAt(text, 0)
+	if gone(err) {
+		return false, nil
 	}
-	if parent := filepath.Dir(s.dir); filepath.Base(parent) != workload.RunDir {
-		return remove(parent)
+	if n == 0 {
+		return false, fmt.Errorf("read cgroup.events: %w", err)
 	}
-	return nil
+	return !strings.Contains(string(text[:n]), "populated 0"), nil
 }
 
-func (s *Scope) kill() error {
-	return os.WriteFile(filepath.Join(s.dir, "cgroup.kill"), []byte("1"), 0)
-}
-
-// remove removes a cgroup that nobody uses; one that somebody does stays.
-func remove(dir string) error {
-	err := unix.Rmdir(dir)
-	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
-		return nil
-	}
-	return fmt.Errorf("remove %s: %w", dir, err)
-}
-
-// Clean removes the empty cgroups that runs left while no daemon was there to remove them.
-func Clean(root string) error {
-	if root == "" || util.IsRunningSystemd() {
-		return nil
-	}
-	dirs, err := filepath.Glob(filepath.Join(root, workload.RunDir, "run-*", "*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		if info, err := os.Stat(dir); err == nil && info.IsDir() {
-			err = (&Scope{dir}).Remove()
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
+// gone reports whether an error says that a cgroup is not there any more.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }

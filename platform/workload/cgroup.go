@@ -3,7 +3,6 @@ package workload
 import (
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
@@ -110,18 +109,16 @@ func (s *search) cgroup(p string) []claim {
 // manager, which is a service, there may be units of any name.
 func (s *search) units(pattern string) []claim {
 	var found []claim
+	begin, end, template := strings.Cut(pattern, "*")
 	for _, dir := range s.sliceDirs() {
-		for _, name := range subdirs(dir) {
-			if ok, err := path.Match(escape(pattern), name); err == nil && ok {
+		for _, name := range s.subdirs(dir) {
+			if name == pattern || template && len(name) >= len(begin)+len(end) && strings.HasPrefix(name, begin) && strings.HasSuffix(name, end) {
 				found = append(found, claim{filepath.Join(dir, name), "unit " + name})
 			}
 		}
 	}
 	return found
 }
-
-// escape leaves the star of a template's instances its meaning, and nothing else.
-func escape(pattern string) string { return strings.ReplaceAll(pattern, `\`, `\\`) }
 
 // sliceDirs are the root and all slices below it, which are watched. In a slice that a user owns, the user could make
 // cgroups of any name: it is none.
@@ -133,7 +130,7 @@ func (s *search) sliceDirs() []string {
 	walk = func(dir string) {
 		s.watch(dir)
 		s.slices = append(s.slices, dir)
-		for _, name := range subdirs(dir) {
+		for _, name := range s.subdirs(dir) {
 			if sub := filepath.Join(dir, name); strings.HasSuffix(name, ".slice") && isRoots(sub) {
 				walk(sub)
 			}
@@ -160,18 +157,10 @@ func (s *search) runs(agent string) []claim {
 	}
 	s.watch(dir)
 	var found []claim
-	for _, name := range s.inRunDir() {
+	for _, name := range s.subdirs(dir) {
 		if name == RunGroup(agent) || strings.HasPrefix(name, RunScope(agent)) && strings.HasSuffix(name, ".scope") {
 			found = append(found, claim{filepath.Join(dir, name), "what runs as agent " + agent})
 		}
 	}
 	return found
-}
-
-// inRunDir is read once for all agents.
-func (s *search) inRunDir() []string {
-	if !s.readRuns && s.root != "" {
-		s.runNames, s.readRuns = subdirs(filepath.Join(s.root, RunDir)), true
-	}
-	return s.runNames
 }

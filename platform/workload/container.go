@@ -102,6 +102,7 @@ func (s *search) homeOrMoved(c container) (string, error) {
 	s.homeless[c.id] = c
 	r, known := s.moved[c.id]
 	if !known {
+		s.unmoved = true
 		return "", fmt.Errorf("container %s has no cgroup of its own yet", c.name)
 	}
 	return moveDir(s.root, c.id), r.fault
@@ -125,14 +126,10 @@ func (c container) fits(m overlay.ContainerMatch) bool {
 // that of the registry that engines take then.
 func sameImage(want, have string) bool {
 	candidates := []string{want, "localhost/" + want, "docker.io/" + want, "docker.io/library/" + want}
-	return slices.Contains(candidates, have) || slices.Contains(candidates, untagged(have))
-}
-
-// untagged is the name of an image without tag and digest.
-func untagged(image string) string {
-	image, _, _ = strings.Cut(image, "@")
-	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {
-		image = image[:i]
+	tagged, _, _ := strings.Cut(have, "@")
+	name := tagged
+	if i := strings.LastIndexByte(tagged, ':'); i > strings.LastIndexByte(tagged, '/') {
+		name = tagged[:i]
 	}
-	return image
+	return slices.ContainsFunc(candidates, func(c string) bool { return c == have || c == tagged || c == name })
 }

@@ -3,8 +3,10 @@ package workload
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -120,7 +123,7 @@ func (e *engine) follow(ctx context.Context, reached func()) error {
 	if _, err := os.Stat(e.path); errors.Is(err, os.ErrNotExist) {
 		return errors.New("there is no socket")
 	}
-	c, err := client.New(client.WithHost("unix://" + e.path))
+	c, err := client.New(client.WithHost("unix://"+e.path), client.WithDialContext(e.dial))
 	if err != nil {
 		return err
 	}
@@ -129,6 +132,38 @@ func (e *engine) follow(ctx context.Context, reached func()) error {
 	questions.SetLimit(maxQuestions)
 	questions.Go(func() error { return e.listen(ctx, c, questions, reached) })
 	return questions.Wait()
+}
+
+// dial connects to an engine of root's. Another's could say of any process that it is an agent.
+func (e *engine) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", e.path)
+	if err != nil {
+		return nil, err
+	}
+	uid, err := ownerOf(conn.(*net.UnixConn))
+	if err == nil && uid != 0 {
+		err = fmt.Errorf("it is user %d's, and only root's can say which processes are an agent", uid)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// ownerOf is the user that listens at the other end.
+func ownerOf(conn *net.UnixConn) (uid uint32, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var fault error
+	err = raw.Control(func(fd uintptr) { cred, fault = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, fault); err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
 }
 
 // listen turns events into questions: what an engine says of a container counts when it is asked.
@@ -141,6 +176,7 @@ func (e *engine) listen(ctx context.Context, c *client.Client, questions *errgro
 	reached()
 	ticker := time.NewTicker(recheck)
 	defer ticker.Stop()
+	var unheard sync.WaitGroup // nobody waits for these answers
 	for {
 		select {
 		case <-ctx.Done():
@@ -149,9 +185,9 @@ func (e *engine) listen(ctx context.Context, c *client.Client, questions *errgro
 			return err
 		case event := <-events.Messages:
 			e.noteEntry(string(event.Action), event.Actor.ID)
-			e.question(ctx, c, questions, event.Actor.ID)
+			e.question(ctx, c, questions, event.Actor.ID, &unheard)
 		case id := <-e.asks:
-			e.question(ctx, c, questions, id)
+			e.question(ctx, c, questions, id, &unheard)
 		case <-ticker.C:
 			if err := e.list(ctx, c, questions); err != nil {
 				return err
@@ -160,7 +196,7 @@ func (e *engine) listen(ctx context.Context, c *client.Client, questions *errgro
 	}
 }
 
-// list asks about all containers that run, or ran when they were last asked about. The first time it waits for the answers.
+// list asks about all containers that run, or ran when they were last asked about.
 func (e *engine) list(ctx context.Context, c *client.Client, questions *errgroup.Group) error {
 	asking, cancel := context.WithTimeout(ctx, engineAnswer)
 	defer cancel()
@@ -174,14 +210,16 @@ func (e *engine) list(ctx context.Context, c *client.Client, questions *errgroup
 	for _, item := range list.Items {
 		ids[item.ID] = container{}
 	}
-	var first errgroup.Group
-	first.SetLimit(maxQuestions / 2)
+	var answers sync.WaitGroup
 	for id := range ids {
-		first.Go(func() error { e.inspect(ctx, c, id); return nil })
+		e.question(ctx, c, questions, id, &answers)
 	}
-	_ = first.Wait() // none returns an error
-	e.setProblem(nil)
-	e.askedOnce()
+	questions.Go(func() error {
+		answers.Wait()
+		e.setProblem(nil)
+		e.askedOnce()
+		return nil
+	})
 	return nil
 }
 
@@ -194,8 +232,9 @@ func (e *engine) noteEntry(action, id string) {
 	}
 }
 
-// question asks about a container, unless it is being asked about already: then again after that.
-func (e *engine) question(ctx context.Context, c *client.Client, questions *errgroup.Group, id string) {
+// question asks about a container, unless it is being asked about already: then again after that, so that the latest
+// answer counts.
+func (e *engine) question(ctx context.Context, c *client.Client, questions *errgroup.Group, id string, answers *sync.WaitGroup) {
 	e.mu.Lock()
 	_, waits := e.pending[id]
 	e.pending[id] = waits
@@ -203,7 +242,9 @@ func (e *engine) question(ctx context.Context, c *client.Client, questions *errg
 	if waits {
 		return
 	}
+	answers.Add(1)
 	questions.Go(func() error {
+		defer answers.Done()
 		for again := true; again; {
 			e.inspect(ctx, c, id)
 			e.mu.Lock()
@@ -228,7 +269,7 @@ func (e *engine) inspect(ctx context.Context, c *client.Client, id string) {
 		return // what was known stays, until the engine says otherwise
 	}
 	i := info.Container
-	if err != nil || i.State == nil || !i.State.Running || i.State.Pid <= 0 || i.Config == nil {
+	if err != nil || i.ID == "" || containerID(i.ID) != i.ID || i.State == nil || !i.State.Running || i.State.Pid <= 0 || i.Config == nil {
 		e.forget(id)
 		return
 	}

@@ -43,9 +43,13 @@ func (w *Watcher) settleMoves(s *search, all bool) (again bool) {
 		if known && !all && r.pid == c.pid && r.entered == c.entered {
 			continue
 		}
-		now := residence{c.pid, c.entered, move(s.root, c)}
+		n, fault := move(s.root, c)
+		now := residence{c.pid, c.entered, fault}
 		if now.fault != nil && (r.fault == nil || r.fault.Error() != now.fault.Error()) {
 			w.options.Logger.Warn("move container into a cgroup of its own", "container", c.name, "error", now.fault)
+		}
+		if n > 0 {
+			w.options.Logger.Info("moved processes of a container into a cgroup of its own: connections from before are not the agent's", "container", c.name, "processes", n)
 		}
 		again = again || !known || (r.fault == nil) != (now.fault == nil)
 		w.mu.Lock()
@@ -62,30 +66,34 @@ func (w *Watcher) settleMoves(s *search, all bool) (again bool) {
 	for id := range s.homeless {
 		keep[filepath.Base(moveDir(s.root, id))] = true
 	}
-	for _, name := range s.inRunDir() {
+	if s.root == "" {
+		return again
+	}
+	runs := filepath.Join(s.root, RunDir)
+	for _, name := range s.subdirs(runs) {
 		if strings.HasPrefix(name, moveGroup) && !keep[name] {
 			// One in which something runs stays: the container's engine is away, or its agent.
-			_ = unix.Rmdir(filepath.Join(s.root, RunDir, name))
+			_ = unix.Rmdir(filepath.Join(runs, name))
 		}
 	}
 	return again
 }
 
-// move puts all processes of a container into its cgroup. Those that they start meanwhile may be elsewhere, so it looks
-// again until none is.
-func move(root string, c container) error {
+// move puts all processes of a container into its cgroup, and returns how many it moved. Those that they start meanwhile
+// may be elsewhere, so it looks again until none is.
+func move(root string, c container) (n int, err error) {
 	dir := moveDir(root, c.id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make cgroup of container %s: %w", c.name, err)
+		return 0, fmt.Errorf("make cgroup of container %s: %w", c.name, err)
 	}
 	host, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
-		return fmt.Errorf("move container %s: %w", c.name, err)
+		return 0, fmt.Errorf("move container %s: %w", c.name, err)
 	}
 	for range moveRounds {
 		all, err := processes()
 		if err != nil {
-			return fmt.Errorf("move container %s: %w", c.name, err)
+			return n, fmt.Errorf("move container %s: %w", c.name, err)
 		}
 		outside := 0
 		for _, pid := range all.of(c, host) {
@@ -95,12 +103,13 @@ func move(root string, c container) error {
 			outside++
 			err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
 			if err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("move process %d of container %s: %w", pid, c.name, err)
+				return n, fmt.Errorf("move process %d of container %s: %w", pid, c.name, err)
 			}
+			n++
 		}
 		if outside == 0 {
-			return nil
+			return n, nil
 		}
 	}
-	return fmt.Errorf("move container %s: it makes processes faster than they can be moved", c.name)
+	return n, fmt.Errorf("move container %s: it makes processes faster than they can be moved", c.name)
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // A host may make cgroups by the thousand; what they mean is seen a little later then.
-const looksPerSecond, looksAtOnce = 50, 10
+const looksPerSecond, looksAtOnce = 50, 20
 
 // Run watches until ctx ends. It is called once.
 func (w *Watcher) Run(ctx context.Context) error {
@@ -23,7 +23,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer notify.Close()
 	engines := crew{engines: w.engines}
 	defer engines.stop()
-	p := &patrol{Watcher: w, notify: notify, slow: time.NewTicker(recheck), quick: time.NewTicker(sweep)}
+	p := &patrol{Watcher: w, notify: notify, watched: make(map[string]uint64), slow: time.NewTicker(recheck), quick: time.NewTicker(sweep)}
 	defer p.slow.Stop()
 	defer p.quick.Stop()
 	limit := rate.NewLimiter(looksPerSecond, looksAtOnce)
@@ -43,6 +43,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 type patrol struct {
 	*Watcher
 	notify      *fsnotify.Watcher
+	watched     map[string]uint64 // directories, and their numbers
 	slow, quick *time.Ticker
 	due         bool // processes of moved containers are to be looked for
 	full        bool // the kernel has no more watches: what they would say is looked for each second
@@ -98,37 +99,57 @@ func (p *patrol) matters(event fsnotify.Event) bool {
 // follow looks, and watches the directories in which something could appear; where there are new ones it looks again,
 // because something may have appeared before they were watched.
 func (p *patrol) follow() {
-	watched := make(map[string]bool)
-	for _, dir := range p.notify.WatchList() {
-		watched[dir] = true
-	}
 	wasFull := p.full
 	p.full = false
 	for again := true; again; {
 		s := p.look()
 		again = p.settleMoves(s, p.due)
 		p.due = false
-		for dir := range s.dirs {
-			if watched[dir] {
-				continue
-			}
-			err := p.notify.Add(dir)
-			if err == nil {
-				watched[dir], again = true, true
-			} else if !isGone(err) {
-				if !wasFull && !p.full {
-					p.options.Logger.Warn("watch cgroups: changes are noticed a second late (fix: raise the sysctl fs.inotify.max_user_watches)", "error", err)
-				}
-				p.full = true
+		for dir := range p.watched {
+			if !s.dirs[dir] {
+				p.unwatch(dir)
 			}
 		}
-		for dir := range watched {
-			if !s.dirs[dir] {
-				delete(watched, dir)
-				_ = p.notify.Remove(dir) // it is gone, and the watch with it, or nobody needs it
+		for dir := range s.dirs {
+			added, err := p.watchDir(dir)
+			again = again || added
+			if err != nil {
+				p.full = true
+				if !wasFull {
+					wasFull = true
+					p.options.Logger.Warn("watch cgroups: changes are noticed a second late (fix: raise the sysctl fs.inotify.max_user_watches)", "error", err)
+				}
 			}
 		}
 	}
+}
+
+// watchDir watches a directory, unless that one is watched already: where one was removed and made again, the watch is of
+// the old one, and fsnotify tells of its end only if the one above is not watched.
+func (p *patrol) watchDir(dir string) (added bool, err error) {
+	id, err := ID(dir) // before the watch: if another comes between, it is seen next time
+	if err != nil {
+		return false, nil // gone since
+	}
+	have, watched := p.watched[dir]
+	if watched && have == id {
+		return false, nil
+	}
+	if watched {
+		p.unwatch(dir)
+	}
+	if err := p.notify.Add(dir); isGone(err) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	p.watched[dir] = id
+	return true, nil
+}
+
+func (p *patrol) unwatch(dir string) {
+	delete(p.watched, dir)
+	_ = p.notify.Remove(dir) // an error: the watch went with the directory
 }
 
 // crew are the engines, which are followed for as long as an agent is a container.

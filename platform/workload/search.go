@@ -18,10 +18,10 @@ type search struct {
 	engines  []*engine
 	accounts map[string]account // of users that were looked up before
 	moved    map[string]residence
+	unmoved  bool // a container without a cgroup of its own will be moved
 
-	slices   []string // directories in which the system manager's units can be, once asked for
-	runNames []string // what is in RunDir, once asked for
-	readRuns bool
+	slices   []string             // directories in which the system manager's units can be, once asked for
+	names    map[string][]string  // of what is in a directory, once asked for
 	taken    map[uint64]string    // by cgroup: the agent that has it
 	users    map[uint32]string    // by ID: the agent that has it
 	dirs     map[string]bool      // those that say when something may change
@@ -32,7 +32,7 @@ func newSearch(w *Watcher) *search {
 	return &search{
 		root: w.options.Root, engines: w.engines, accounts: w.users, moved: w.moved,
 		taken: make(map[uint64]string), users: make(map[uint32]string), dirs: make(map[string]bool),
-		homeless: make(map[string]container),
+		homeless: make(map[string]container), names: make(map[string][]string),
 	}
 }
 
@@ -117,17 +117,19 @@ func (s *search) take(agent string, claims []claim, load *overlay.Workload, none
 // watch has a directory watched for what comes and goes in it.
 func (s *search) watch(dir string) { s.dirs[dir] = true }
 
-func subdirs(dir string) []string {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil // gone since
+// subdirs are the names of the cgroups in one. It is read once for all agents.
+func (s *search) subdirs(dir string) []string {
+	names, read := s.names[dir]
+	if read {
+		return names
 	}
-	var names []string
+	entries, _ := os.ReadDir(dir) // an error: it is gone
 	for _, e := range entries {
-		if e.Type()&fs.ModeDir != 0 {
+		if e.IsDir() {
 			names = append(names, e.Name())
 		}
 	}
+	s.names[dir] = names
 	return names
 }
 

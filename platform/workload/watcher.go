@@ -86,7 +86,7 @@ func (w *Watcher) Changed() <-chan struct{} {
 }
 
 // Settle waits, while Run runs, until container engines that are there have been asked once, if an agent is a container,
-// but no longer than a second.
+// and what they said is found, but no longer than a second.
 func (w *Watcher) Settle(ctx context.Context) {
 	if !w.wantsContainers() {
 		return
@@ -99,7 +99,17 @@ func (w *Watcher) Settle(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
-	w.look()
+	for {
+		changed := w.Changed()
+		if !w.look().unmoved {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (w *Watcher) wantsContainers() bool {

@@ -265,22 +265,42 @@ func TestNothingStays(t *testing.T) {
 	eventually(t, "descriptors and watches are as before", func() bool { return resources(t) == before })
 }
 
+// BenchmarkLook is one look for 50 agents on a host with 200 units in 20 slices.
+func BenchmarkLook(b *testing.B) {
+	w := newWorld(b)
+	matches := make(map[string]overlay.Match)
+	for i := range 200 {
+		w.mkdir(fmt.Sprintf("s%d.slice/u%d.service", i%20, i))
+	}
+	for i := range 50 {
+		matches[fmt.Sprintf("a%02d", i)] = overlay.Match{Unit: fmt.Sprintf("u%d.service", i*3)}
+	}
+	watcher := New(Options{Root: w.root})
+	watcher.Set(matches)
+	for b.Loop() {
+		watcher.look()
+	}
+	if len(watcher.Problems()) > 0 {
+		b.Error(watcher.Problems())
+	}
+}
+
 // settled waits until the watcher watches what there is, and nothing else.
 func (w *world) settled(watcher *Watcher) {
 	w.Helper()
-	eventually(w.T, "the watcher watches what there is", func() bool {
+	eventually(w.TB, "the watcher watches what there is", func() bool {
 		dirs := 0
 		for dir := range watcher.look().dirs {
 			if isDir(dir) {
 				dirs++
 			}
 		}
-		return resources(w.T).watches == dirs
+		return resources(w.TB).watches == dirs
 	})
 }
 
 // resources are the open files and inotify watches of this process.
-func resources(t *testing.T) (n struct{ files, watches int }) {
+func resources(t testing.TB) (n struct{ files, watches int }) {
 	t.Helper()
 	names, err := os.ReadDir("/proc/self/fdinfo")
 	if err != nil {

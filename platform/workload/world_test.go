@@ -5,11 +5,13 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,8 +24,19 @@ import (
 // soon is far beyond what anything here takes on a busy machine.
 const soon = 15 * time.Second
 
+// roleEnv makes the test's binary a process that waits.
+const roleEnv = "BULKHEAD_WORKLOAD_TEST"
+
 func TestMain(m *testing.M) {
-	if os.Getenv("BULKHEAD_WORKLOAD_TEST") == "wait" {
+	role, path, _ := strings.Cut(os.Getenv(roleEnv), " ")
+	if role == "listen" {
+		listener, err := net.Listen("unix", path)
+		if err != nil {
+			os.Exit(1)
+		}
+		defer listener.Close()
+	}
+	if role != "" {
 		_, _ = os.Stdin.Read(make([]byte, 1)) // until the test ends it, or ends
 		return
 	}
@@ -32,11 +45,11 @@ func TestMain(m *testing.M) {
 
 // world is a part of the host's cgroups that is a root for a watcher.
 type world struct {
-	*testing.T
+	testing.TB
 	root string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	root := filepath.Join(unified(t), "bulkhead-workload-test-"+strings.ToLower(rand.Text()[:8]))
 	if err := os.Mkdir(root, 0o755); err != nil {
@@ -47,7 +60,7 @@ func newWorld(t *testing.T) *world {
 }
 
 // unified is where cgroup v2 is mounted.
-func unified(t *testing.T) string {
+func unified(t testing.TB) string {
 	t.Helper()
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {
@@ -64,7 +77,7 @@ func unified(t *testing.T) string {
 }
 
 // removeGroup ends what is in a cgroup, and removes it with all below.
-func removeGroup(t *testing.T, dir string) {
+func removeGroup(t testing.TB, dir string) {
 	t.Helper()
 	_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
 	eventually(t, "cgroup "+dir+" is removed", func() bool {
@@ -106,8 +119,17 @@ func (w *world) rmdir(path string) {
 // process starts one that waits, in a cgroup of the world; empty is its root.
 func (w *world) process(group string) int {
 	w.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "BULKHEAD_WORKLOAD_TEST=wait")
+	pid := w.role("wait", nil)
+	w.move(pid, group)
+	return pid
+}
+
+// role starts a process of the test's binary, as a user.
+func (w *world) role(role string, user *syscall.Credential) (pid int) {
+	w.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		w.Fatal(err)
@@ -116,7 +138,6 @@ func (w *world) process(group string) int {
 		w.Fatal(err)
 	}
 	w.Cleanup(func() { stdin.Close(); _ = cmd.Wait() })
-	w.move(cmd.Process.Pid, group)
 	return cmd.Process.Pid
 }
 
@@ -163,7 +184,7 @@ func (w *world) until(watcher *Watcher, what string, ok func(map[string]overlay.
 }
 
 // eventually is for what nothing tells of.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()

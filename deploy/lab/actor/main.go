@@ -17,12 +17,13 @@ import (
 
 // order is one line of input.
 type order struct {
-	Do      string   `json:"do"`      // serve, ask, hold, say, lookup, exec, mtls-serve, mtls-ask or jwt
+	Do      string   `json:"do"`      // serve, ask, hold, say, connect, knock, lookup, exec, mtls-serve, mtls-ask or jwt
 	Network string   `json:"network"` // tcp or udp
 	Local   string   `json:"local"`   // address to bind; empty: none
 	Remote  string   `json:"remote"`
 	Server  string   `json:"server"` // DNS server for lookup, host:port; socket of the Workload API for mtls and jwt
 	Command []string `json:"command"`
+	Count   int      `json:"count"` // of connect
 }
 
 // answer is one line of output.
@@ -32,6 +33,7 @@ type answer struct {
 	Remote string   `json:"remote,omitempty"`
 	Names  []string `json:"names,omitempty"`
 	Output string   `json:"output,omitempty"`
+	Took   []int64  `json:"took,omitempty"` // by each connect, ns
 }
 
 const (
@@ -82,6 +84,10 @@ func (a *actor) obey(o order) (answer, error) {
 			return answer{}, errors.New("nothing is held")
 		}
 		return answer{}, talk(a.held)
+	case "connect":
+		return connect(o)
+	case "knock":
+		return knock(o)
 	case "lookup":
 		return lookup(o)
 	case "mtls-serve", "mtls-ask", "jwt":
@@ -152,6 +158,48 @@ func dial(o order) (net.Conn, error) {
 		}
 	}
 	return d.Dial(o.Network, o.Remote)
+}
+
+// connect opens and closes connections, one after another, and says how long each took to open.
+func connect(o order) (answer, error) {
+	var a answer
+	for range o.Count {
+		begin := time.Now()
+		conn, err := dial(o)
+		if err != nil {
+			return a, err
+		}
+		a.Took = append(a.Took, int64(time.Since(begin)))
+		if err := conn.(*net.TCPConn).SetLinger(0); err != nil { // no port waits to be used again
+			return a, err
+		}
+		if err := conn.Close(); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}
+
+// knock sends datagrams, each from a socket of its own, until one is answered.
+func knock(o order) (answer, error) {
+	for end := time.Now().Add(20 * timeout); time.Now().Before(end); {
+		conn, err := net.Dial("udp", o.Remote)
+		if err != nil {
+			continue // it is not an agent yet
+		}
+		_, err = conn.Write([]byte(word))
+		if err == nil {
+			err = conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+		}
+		if err == nil {
+			_, err = conn.Read(make([]byte, len(word)))
+		}
+		reply := ends(conn)
+		if closeErr := conn.Close(); err == nil {
+			return reply, closeErr
+		}
+	}
+	return answer{}, errors.New("nobody answers")
 }
 
 // ask opens a connection, or with network udp-loose sends from a socket that is not connected, and wants its word back.

@@ -27,24 +27,27 @@ type settings struct {
 	apart   bool
 	changes int
 	idle    time.Duration
+	adds    int
 }
 
 const (
 	partThroughput = "throughput"
 	partChange     = "change"
 	partIdle       = "idle"
+	partAgents     = "agents"
 )
 
 func main() {
 	var s settings
 	flag.StringVar(&s.binary, "binary", "bin/bulkhead", "the bulkhead `program` to measure")
-	flag.StringVar(&s.only, "only", "", "measure one `part` only: throughput, change or idle")
+	flag.StringVar(&s.only, "only", "", "measure one `part` only: throughput, change, idle or agents")
 	flag.StringVar(&s.output, "o", "table", "output `format`: table or json")
 	flag.IntVar(&s.rounds, "rounds", 5, "throughput: how often each load is put on each of the two data planes")
 	flag.DurationVar(&s.slice, "slice", 3*time.Second, "throughput: how long each of these takes")
 	flag.BoolVar(&s.apart, "apart", false, "throughput: run bare wireguard-go on two hosts of its own, without any firewall, not on those of Bulkhead")
 	flag.IntVar(&s.changes, "changes", 40, "change: how many")
 	flag.DurationVar(&s.idle, "idle", time.Minute, "idle: how long to watch")
+	flag.IntVar(&s.adds, "adds", 20, "agents: how many are added")
 	flag.Parse()
 	if err := s.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -66,12 +69,12 @@ func (s *settings) check(rest []string) error {
 	switch {
 	case len(rest) > 0:
 		return fmt.Errorf("bench takes no argument, but got %q", rest)
-	case !slices.Contains([]string{"", partThroughput, partChange, partIdle}, s.only):
-		return fmt.Errorf("-only %q is unknown (fix: throughput, change or idle)", s.only)
+	case !slices.Contains([]string{"", partThroughput, partChange, partIdle, partAgents}, s.only):
+		return fmt.Errorf("-only %q is unknown (fix: throughput, change, idle or agents)", s.only)
 	case s.output != "table" && s.output != "json":
 		return fmt.Errorf("-o %q is unknown (fix: table or json)", s.output)
-	case s.rounds < 1 || s.changes < 1:
-		return errors.New("-rounds and -changes must be at least 1")
+	case s.rounds < 1 || s.changes < 1 || s.adds < 1:
+		return errors.New("-rounds, -changes and -adds must be at least 1")
 	case s.slice < time.Second || s.slice%time.Second != 0 || s.idle < time.Second:
 		return errors.New("-slice must be whole seconds, and -idle at least one second")
 	}
@@ -93,7 +96,7 @@ func measure(ctx context.Context, s settings, p *progress) (*report, error) {
 	parts := []struct {
 		name string
 		do   func(context.Context, settings, *progress, *report) error
-	}{{partThroughput, measureThroughput}, {partChange, measureChange}, {partIdle, measureIdle}}
+	}{{partThroughput, measureThroughput}, {partChange, measureChange}, {partIdle, measureIdle}, {partAgents, measureAgents}}
 	var failed error
 	for _, part := range parts {
 		if s.only != "" && s.only != part.name {

@@ -12,6 +12,7 @@ type report struct {
 	Throughput *throughput   `json:"throughput,omitempty"`
 	Change     *change       `json:"change,omitempty"`
 	Idle       *idle         `json:"idle,omitempty"`
+	Agents     *agents       `json:"agents,omitempty"`
 	Machine    machine       `json:"machine"`
 	Took       time.Duration `json:"took"` // nanoseconds, as all durations here
 }
@@ -85,6 +86,9 @@ func (r *report) print(out io.Writer, format string) error {
 	}
 	if r.Idle != nil {
 		r.Idle.print(t)
+	}
+	if r.Agents != nil {
+		r.Agents.print(t)
 	}
 	r.Machine.print(t, r.Took)
 	return t.flush(out)

@@ -37,6 +37,8 @@ struct configuration {
 	__u32 generation;            // of all that identities follow from
 	__u32 busy;                  // there are agents that are not the whole host
 	__u32 guards;                // some of them are guarded
+	__u32 by_user;               // some of them are users
+	__u32 pad;
 	__u16 own_ports[OWN_PORTS];  // TCP ports of this host that are not for agents
 };
 
@@ -48,13 +50,19 @@ struct agent {
 	__u32 flags;
 };
 
-// identity is what a socket is, as of a generation.
-struct identity {
+// member is whose a cgroup is with all above it, as of a generation.
+struct member {
 	__u32 generation;
-	__u32 agent;
+	__u32 agent; // 0: nobody's
+};
+
+// past is what is known of an agent's socket that has something to do outside the overlay.
+struct past {
 	__u32 outward;     // it was opened by connect
 	__u32 redirected;  // its DNS queries go to the resolver
 	struct addr asked; // where they were meant to go
+	__u32 agent;       // of a socket that its user makes an agent's, as of the generation
+	__u32 generation;
 };
 
 struct destination {
@@ -141,11 +149,19 @@ struct {
 	__type(value, __u8);
 } control SEC(".maps");
 
+// members saves walking up from the same cgroups again and again.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct member);
+} members SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct identity);
+	__type(value, struct past);
 } sockets SEC(".maps");
 
 struct {

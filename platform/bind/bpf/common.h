@@ -61,54 +61,80 @@ static __always_inline bool unclaimed(const struct configuration *s, __u32 agent
 	return agent == 0 || agent == s->host;
 }
 
+// known is whose a cgroup is, if that was found out in this generation.
+static __always_inline struct member *known(const struct configuration *s, __u64 group)
+{
+	struct member *m = bpf_map_lookup_elem(&members, &group);
+	return m && m->generation == s->generation ? m : 0;
+}
+
+static __always_inline void note(const struct configuration *s, __u64 group, __u32 agent)
+{
+	struct member m = {.generation = s->generation, .agent = agent};
+	bpf_map_update_elem(&members, &group, &m, BPF_ANY);
+}
+
+// WALK finds the innermost claimed one among a cgroup and those above it, by a helper that names the one at a level.
+#define WALK(found, at_level)                                                  \
+	for (int level = 1; level < DEPTH; level++) {                          \
+		__u64 id = at_level;                                           \
+		if (!id)                                                       \
+			break;                                                 \
+		__u32 *claim = bpf_map_lookup_elem(&cgroups, &id);             \
+		if (claim)                                                     \
+			found = *claim;                                        \
+	}
+
+static __always_inline __u32 of_user(const struct configuration *s, __u32 uid)
+{
+	if (!s->by_user)
+		return 0;
+	__u32 *agent = bpf_map_lookup_elem(&users, &uid);
+	return agent ? *agent : 0;
+}
+
 // current_agent is the agent of the calling process: that of its innermost claimed cgroup, or of its user.
 static __always_inline __u32 current_agent(const struct configuration *s)
 {
-	__u32 found = 0;
-	for (int level = 1; level < DEPTH; level++) {
-		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
-		if (!id)
-			break;
-		__u32 *agent = bpf_map_lookup_elem(&cgroups, &id);
-		if (agent)
-			found = *agent;
+	__u64 group = bpf_get_current_cgroup_id();
+	struct member *m = known(s, group);
+	__u32 agent = 0;
+	if (m) {
+		agent = m->agent;
+	} else {
+		WALK(agent, bpf_get_current_ancestor_cgroup_id(level));
+		note(s, group, agent);
 	}
-	if (found)
-		return found;
-	__u32 uid = (__u32)bpf_get_current_uid_gid();
-	__u32 *agent = bpf_map_lookup_elem(&users, &uid);
-	return agent ? *agent : s->host;
+	if (!agent)
+		agent = of_user(s, (__u32)bpf_get_current_uid_gid());
+	return agent ? agent : s->host;
 }
 
-// identify is the identity of the socket of a packet, which is that of the process that made it.
-static __always_inline struct identity *identify(struct __sk_buff *skb, const struct configuration *s)
+// owner_of is the agent of a packet's socket: what the process was that made it.
+static __always_inline __u32 owner_of(struct __sk_buff *skb, const struct configuration *s)
+{
+	__u64 group = bpf_skb_cgroup_id(skb);
+	struct member *m = known(s, group);
+	__u32 agent = 0;
+	if (m) {
+		agent = m->agent;
+	} else {
+		WALK(agent, bpf_skb_ancestor_cgroup_id(skb, level));
+		note(s, group, agent);
+	}
+	if (!agent && s->by_user)
+		agent = of_user(s, bpf_get_socket_uid(skb));
+	return agent ? agent : s->host;
+}
+
+// past_of is what is known of a packet's socket, if anything is.
+static __always_inline struct past *past_of(struct __sk_buff *skb, __u64 flags)
 {
 	struct bpf_sock *sk = skb->sk;
 	if (!sk)
 		return 0;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return 0;
-	struct identity *id = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!id || id->generation == s->generation)
-		return id;
-	__u32 found = 0;
-	for (int level = 1; level < DEPTH; level++) {
-		__u64 group = bpf_skb_ancestor_cgroup_id(skb, level);
-		if (!group)
-			break;
-		__u32 *agent = bpf_map_lookup_elem(&cgroups, &group);
-		if (agent)
-			found = *agent;
-	}
-	if (!found) {
-		__u32 uid = bpf_get_socket_uid(skb);
-		__u32 *agent = bpf_map_lookup_elem(&users, &uid);
-		found = agent ? *agent : s->host;
-	}
-	id->agent = found;
-	id->generation = s->generation;
-	return id;
+	return sk ? bpf_sk_storage_get(&sockets, sk, 0, flags) : 0;
 }
 
 // listed reports whether an agent's egress list has a destination.

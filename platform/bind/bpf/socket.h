@@ -47,13 +47,13 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct add
 {
 	if (!ctx->sk)
 		return;
-	struct identity *id = bpf_sk_storage_get(&sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!id)
+	struct past *past = bpf_sk_storage_get(&sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!past)
 		return;
-	id->outward = 1;
-	id->redirected = !!asked;
+	past->outward = 1;
+	past->redirected = !!asked;
 	if (asked)
-		id->asked = *asked;
+		past->asked = *asked;
 }
 
 // choose gives a socket its agent's address as source. One that has a port already cannot be given an address: its mark
@@ -103,9 +103,10 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct co
 		*to = is_mapped(to) ? s->resolver4 : s->resolver6;
 		*redirected = true;
 	}
-	if (id)
+	bool outside = !in_overlay(s, to);
+	if (!unclaimed(s, id) && (outside || *redirected))
 		remember(ctx, *redirected ? &asked : 0);
-	if (!in_overlay(s, to)) {
+	if (outside) {
 		if (is_loopback(to)) // judged where it arrives
 			return ALLOW;
 		return may_leave(s, id, to, proto, port, false);
@@ -216,8 +217,8 @@ static __always_inline struct addr *asked_of(struct bpf_sock_addr *ctx, const st
 {
 	if (!ctx->sk || !is_resolver(s, from))
 		return 0;
-	struct identity *id = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
-	return id && id->redirected ? &id->asked : 0;
+	struct past *past = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
+	return past && past->redirected ? &past->asked : 0;
 }
 
 static __always_inline int pretend4(struct bpf_sock_addr *ctx)
