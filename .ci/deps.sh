@@ -5,7 +5,7 @@ set -euo pipefail
 declare -A package=(
   [iptables]=iptables [ipset]=ipset [ip]=iproute2 [tc]=iproute2 [conntrack]=conntrack [nft]=nftables [iperf3]=iperf3
   [ping]=iputils-ping [tcpdump]=tcpdump [systemd-analyze]=systemd [wg]=wireguard-tools [gcc]=gcc [git]=git [curl]=curl
-  [clang-14]=clang-14 [llvm-strip-14]=llvm-14 [bpftool]=bpftool [podman]=podman [runc]=runc
+  [clang-14]=clang-14 [llvm-strip-14]=llvm-14 [bpftool]=bpftool [podman]=podman [runc]=runc [dbus-daemon]=dbus-daemon
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()

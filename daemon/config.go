@@ -192,7 +192,7 @@ func (c *Config) fixed(next Config) []string {
 		{"logFormat", c.LogFormat != next.LogFormat},
 		{"enforcement", c.Enforcement != next.Enforcement}, {"cgroupRoot", c.CgroupRoot != next.CgroupRoot},
 		{"containerSockets", !slices.Equal(c.ContainerSockets, next.ContainerSockets)}, {"agentSocket", c.AgentSocket != next.AgentSocket},
-		{"spiffeSocket", c.SpiffeSocket != next.SpiffeSocket}, {"dnsUpstream", !slices.Equal(c.DNSUpstream, next.DNSUpstream)},
+		{"spiffeSocket", c.SpiffeSocket != next.SpiffeSocket},
 	} {
 		if k.differs {
 			keys = append(keys, k.key)

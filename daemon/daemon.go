@@ -15,6 +15,7 @@ import (
 
 	"github.com/bulkhead-mesh/bulkhead/control/api"
 	"github.com/bulkhead-mesh/bulkhead/control/authority"
+	"github.com/bulkhead-mesh/bulkhead/daemon/names"
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/overlay/gossip"
 	"github.com/bulkhead-mesh/bulkhead/overlay/identity"
@@ -60,6 +61,7 @@ type daemon struct {
 	workloads   *workload.Watcher
 	roster      *roster
 	runs        *runs
+	names       *names.Server
 	newPolicy   chan struct{} // the authority has one
 	stop        context.CancelFunc
 
@@ -183,6 +185,9 @@ func (d *daemon) assemble() error {
 	}
 	d.workloads = workload.New(workload.Options{Root: d.cgroupRoot, Sockets: d.config.ContainerSockets, Logger: d.log.With("part", "workload")})
 	d.roster.watch()
+	if d.names, err = d.newNames(); err != nil {
+		return err
+	}
 	d.link = link.New(link.Options{
 		Conn:        d.tunnel.PacketConn(),
 		Certificate: d.credentials.certificate,
@@ -246,7 +251,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	run("control guard", d.guardControl)
 	run("agent socket", d.serveAgents)
 	run("SPIFFE", d.serveSPIFFE)
-	run("names", d.serveNames)
+	run("names", d.names.Run)
 	run("interface", enforcer.guard)
 	run("firewall", func(ctx context.Context) error { return d.firewall.Guard(ctx, d.drifted) })
 	run("renewal", d.renew)

@@ -109,20 +109,20 @@ func (d *daemon) serveSPIFFE(ctx context.Context) error {
 	}).Run(ctx)
 }
 
-// serveNames answers the agents' DNS queries, on the overlay.
-func (d *daemon) serveNames(ctx context.Context) error {
+// newNames makes what answers the agents' DNS queries, on the overlay.
+func (d *daemon) newNames() (*names.Server, error) {
 	upstream, err := d.config.upstream()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var listen []netip.AddrPort
 	for _, addr := range overlay.ResolverAddrs(d.credentials.get().Prefixes) {
 		listen = append(listen, netip.AddrPortFrom(addr, dnsPort))
 	}
 	return names.New(names.Options{
-		Mesh: d.credentials.get().Mesh, Listen: listen, Upstream: upstream, Interface: d.config.Interface,
+		Mesh: d.credentials.get().Mesh, Prefixes: d.credentials.get().Prefixes, Listen: listen, Upstream: upstream, Interface: d.config.Interface,
 		Directory: directory{d}, Learn: directory{d}.learn, Logger: d.log.With("part", "names"),
-	}).Run(ctx)
+	}), nil
 }
 
 const dnsPort = 53

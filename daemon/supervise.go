@@ -136,6 +136,9 @@ func (d *daemon) reloadConfig() {
 	d.advertise.Store(&next.Advertise)
 	d.configured.Store(&next.Agents)
 	d.roster.nudge()
+	if upstream, err := next.upstream(); err == nil { // it was validated
+		d.names.SetUpstream(upstream)
+	}
 	var level slog.Level
 	if level.UnmarshalText([]byte(next.LogLevel)) == nil && d.options.Level != nil {
 		d.options.Level.Set(level)
