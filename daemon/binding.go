@@ -34,31 +34,32 @@ type kernelBinder struct{ *bind.Binding }
 // Limits says what a binding to a whole host leaves open.
 func (kernelBinder) Limits(overlay.BindingConfig) []string { return nil }
 
-// openBinder prepares what ties agents to their processes, before there is an interface. It takes over what an earlier
-// daemon left in the kernel.
-func (d *daemon) openBinder() error {
-	root, err := d.findCgroupRoot()
-	if err == nil {
-		err = bind.Supported(root)
+// openBinder prepares what ties agents to their processes, and takes over what an earlier daemon left in the kernel. Where
+// there is no such thing, it says why, unless that is not to be borne.
+func (d *daemon) openBinder() (missing, err error) {
+	root, missing := d.findCgroupRoot()
+	if missing == nil {
+		missing = bind.Supported(root)
 	}
-	if err == nil {
-		d.cgroupRoot = root
+	if missing == nil {
 		var b *bind.Binding
-		b, err = bind.Open(bind.Options{
+		b, missing = bind.Open(bind.Options{
 			Root: root, PinDir: pinDir(d.config.Interface), Prefixes: d.credentials.get().Prefixes, Resolvers: overlay.ResolverAddrs(d.credentials.get().Prefixes),
 			Interface: d.config.Interface, OwnPorts: d.ownPorts(), Logger: d.log.With("part", "binding"),
 		})
-		if err == nil {
-			d.binder = kernelBinder{b}
-			return scope.Clean(root)
+		if missing == nil {
+			d.cgroupRoot, d.binder = root, kernelBinder{b}
+			return nil, scope.Clean(root)
 		}
 	}
 	if d.config.Enforcement == EnforceAll {
-		return fmt.Errorf("enforcement is required, and this host cannot tell its agents apart: %w (fix: cgroup v2, bpffs and a kernel of 5.10 or newer; or set enforcement: auto)", err)
+		return nil, fmt.Errorf("enforcement is required, and this host cannot tell its agents apart: %w (fix: cgroup v2, bpffs and a kernel of 5.10 or newer; or set enforcement: auto)", missing)
 	}
-	d.log.Warn("agents of this host are not told apart", "reason", err)
-	d.binder = unbound{err}
-	return nil
+	if platform.CheckCgroup(root) == nil {
+		d.cgroupRoot = root
+	}
+	// What an earlier daemon bound, this one could not tell of changes.
+	return missing, bind.Remove(pinDir(d.config.Interface))
 }
 
 // findCgroupRoot is the directory of cgroup v2 whose processes are this host's.

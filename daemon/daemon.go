@@ -135,10 +135,15 @@ func (d *daemon) open() (err error) {
 
 // fence puts deny into the kernel before there is an interface, a packet or a peer.
 func (d *daemon) fence(ctx context.Context) (err error) {
+	missing, err := d.openBinder() // until it is told more, nobody has an address
+	if err != nil {
+		return fmt.Errorf("fence: %w", err)
+	}
 	d.firewall, err = platform.NewFirewall(platform.FirewallOptions{
 		Interface: d.config.Interface,
 		Prefixes:  d.credentials.get().Prefixes,
 		Resolvers: overlay.ResolverAddrs(d.credentials.get().Prefixes),
+		ByOwner:   missing != nil,
 		Logger:    d.log.With("part", "firewall"),
 	})
 	if err != nil {
@@ -147,8 +152,9 @@ func (d *daemon) fence(ctx context.Context) (err error) {
 	if err := d.firewall.Fence(ctx); err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}
-	if err := d.openBinder(); err != nil {
-		return fmt.Errorf("fence: %w", err)
+	if missing != nil {
+		d.log.Warn("agents of one host are told apart by netfilter alone, as far as it can; `bulkhead status` says what is not enforced", "reason", missing)
+		d.binder = &fallback{firewall: d.firewall, root: d.cgroupRoot, reason: missing}
 	}
 	d.lifecycle.enter(Fenced, "deny is in the kernel")
 	return nil

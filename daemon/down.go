@@ -11,6 +11,7 @@ import (
 	"github.com/bulkhead-mesh/bulkhead/platform"
 	"github.com/bulkhead-mesh/bulkhead/platform/bind"
 	"github.com/bulkhead-mesh/bulkhead/platform/kv"
+	"github.com/bulkhead-mesh/bulkhead/platform/scope"
 )
 
 // Down removes every rule, set, route and open flow of ours from the kernel, also where the state directory is damaged
@@ -31,12 +32,27 @@ func Down(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := bind.Remove(pinDir(cfg.Interface)); err != nil {
 		return fmt.Errorf("down: %w", err)
 	}
+	if err := cleanRuns(cfg); err != nil {
+		return fmt.Errorf("down: %w", err)
+	}
 	for _, path := range []string{cfg.Socket, cfg.AgentSocket, cfg.SpiffeSocket} {
 		if err := removeSocket(path); err != nil {
 			return fmt.Errorf("down: %w", err)
 		}
 	}
 	return nil
+}
+
+// cleanRuns removes the cgroups that runs left; those in which something runs stay.
+func cleanRuns(cfg Config) error {
+	root := cfg.CgroupRoot
+	if root == "" {
+		var err error
+		if root, err = platform.CgroupRoot(); err != nil {
+			return nil // there are none
+		}
+	}
+	return scope.Clean(root)
 }
 
 // removeSocket removes nothing else than a socket.

@@ -18,6 +18,7 @@ type FirewallOptions struct {
 	Interface string         // the overlay interface; it need not exist yet
 	Prefixes  []netip.Prefix // the overlay's address ranges, IPv4 and IPv6
 	Resolvers []netip.Addr   // addresses in them that are this host's own, where it answers DNS queries
+	ByOwner   bool           // who sends from an agent's address is judged by SetOwners: where eBPF cannot
 	Logger    *slog.Logger
 }
 
@@ -41,10 +42,11 @@ type Firewall struct {
 	ipset   string     // path of the program
 	now     func() time.Time
 
-	mu    sync.Mutex
-	state enforced
-	clean generation // of the kernel's rules when they were last seen right
-	drops drops
+	mu     sync.Mutex
+	owners []Owner
+	state  enforced
+	clean  generation // of the kernel's rules when they were last seen right
+	drops  drops
 }
 
 // enforced is what this process knows to be in the kernel.
@@ -186,7 +188,8 @@ func (f *Firewall) converge(ctx context.Context, want sets) error {
 	if err := f.runIpset(ctx, plan.change(now)); err != nil {
 		return err
 	}
-	if rules := want.ruleData(); f.state.stale || !rules.equal(f.state.rules) {
+	rules := want.ruleData()
+	if rules.owners = f.owners; f.state.stale || !rules.equal(f.state.rules) {
 		if err := f.writeRules(ctx, rules); err != nil {
 			return err
 		}

@@ -231,10 +231,12 @@ func (s sets) adopt() sets {
 type ruleData struct {
 	wide []wideRange  // in the order in which rules name them
 	own  []netip.Addr // of the agents here, sorted: each may talk to itself
+
+	owners []Owner
 }
 
 func (d ruleData) equal(e ruleData) bool {
-	return slices.Equal(d.wide, e.wide) && slices.Equal(d.own, e.own)
+	return slices.Equal(d.wide, e.wide) && slices.Equal(d.own, e.own) && slices.EqualFunc(d.owners, e.owners, Owner.equal)
 }
 
 func (s sets) ruleData() ruleData {

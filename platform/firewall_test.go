@@ -3,7 +3,10 @@ package platform
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -299,5 +302,36 @@ func TestEntriesThatCannotBeEnforcedStayDenied(t *testing.T) {
 	w.apply(t, append(bad, good)...)
 	if got := strings.Count(w.here.sh(t, "ipset save"), "tcp:"); got != 1 {
 		t.Errorf("%d entries, want 1", got)
+	}
+}
+
+// What the kernel says of rules by owner is what was written, for each kind of owner.
+func TestOwnersAreReadBack(t *testing.T) {
+	root, err := CgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group := fmt.Sprintf("bulkhead-owner-%d", os.Getpid()) // the kernel wants it to be there
+	if err := os.MkdirAll(filepath.Join(root, group, "a@1.service"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(os.Remove(filepath.Join(root, group, "a@1.service")), os.Remove(filepath.Join(root, group))); err != nil {
+			t.Error(err)
+		}
+	})
+	w := newWorld(t)
+	w.firewall.options.ByOwner = true
+	w.fence(t)
+	w.apply(t)
+	w.here.must(t, func() error {
+		return w.firewall.SetOwners(t.Context(), []Owner{{Addresses: []netip.Addr{here4, here6}, UIDs: []uint32{1000}, Groups: []string{group, group + "/a@1.service"}}})
+	})
+	if err := w.check(t); err != nil {
+		t.Error(err)
+	}
+	w.here.must(t, func() error { return w.firewall.SetOwners(t.Context(), nil) })
+	if err := w.check(t); err != nil {
+		t.Error(err)
 	}
 }

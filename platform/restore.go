@@ -58,6 +58,7 @@ func (f *Firewall) chains(fam family, data ruleData) []chain {
 	}
 	other := func(a netip.Addr) bool { return familyOf(a) != fam }
 	g.own = slices.DeleteFunc(slices.Clone(data.own), other)
+	g.owners, g.byOwner = data.owners, f.options.ByOwner
 	g.resolvers = slices.DeleteFunc(slices.Clone(f.options.Resolvers), other)
 	return g.chains()
 }
@@ -71,11 +72,13 @@ type ruleGen struct {
 
 	own       []netip.Addr
 	resolvers []netip.Addr
+	owners    []Owner
+	byOwner   bool
 }
 
 func (g ruleGen) chains() []chain {
 	on, out := "-i "+g.iface, "-o "+g.iface
-	return []chain{
+	chains := []chain{
 		{"raw", chainPrefix + "RAW", "PREROUTING", "", g.raw()},
 		{"mangle", chainPrefix + "IN", "PREROUTING", on, g.ingress()},
 		{"mangle", chainPrefix + "OUT", "POSTROUTING", out, g.egress("bulkhead-out", drop)},
@@ -84,6 +87,10 @@ func (g ruleGen) chains() []chain {
 		{"filter", chainPrefix + "REJECT", "OUTPUT", out, g.egress("bulkhead-reject", g.reject)},
 		{"filter", chainPrefix + "REJECTL", "OUTPUT", "-o lo", g.loopback("bulkhead-rejectl", g.reject)},
 	}
+	if g.byOwner {
+		chains = append(chains, chain{"mangle", chainPrefix + "OWNER", "OUTPUT", "", g.ownership()})
+	}
+	return chains
 }
 
 func drop(reason string) string {

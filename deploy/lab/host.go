@@ -17,7 +17,8 @@ type Host struct {
 	Name  string
 	world *World
 	ns    namespace
-	group cgroup // of all that runs on it
+	group cgroup   // of all that runs on it
+	env   []string // more, for all that runs on it
 
 	mu    sync.Mutex
 	cards int
@@ -122,7 +123,7 @@ func (h *Host) runIn(ctx context.Context, group string, input []byte, program st
 // command is a program that start starts.
 func (h *Host) command(ctx context.Context, program string, args []string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "BULKHEAD_CGROUP_ROOT="+h.group.path())
+	cmd.Env = append(append(os.Environ(), "BULKHEAD_CGROUP_ROOT="+h.group.path()), h.env...)
 	return cmd
 }
 
