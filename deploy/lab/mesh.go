@@ -163,11 +163,10 @@ func (n *Node) Socket() string { return filepath.Join(n.mesh.Dir, n.Name+".sock"
 func (n *Node) StartDaemon() (err error) {
 	program, args := n.mesh.Binary, []string{"--state-dir", n.StateDir(), "--socket", n.Socket(), "daemon"}
 	if n.Config != "" {
-		path := filepath.Join(n.mesh.Dir, n.Name+".yaml")
-		if err := os.WriteFile(path, []byte(n.Config), 0o600); err != nil {
+		if err := n.WriteConfig(); err != nil {
 			return err
 		}
-		args = append(args, "--config", path)
+		args = append(args, "--config", n.configPath())
 	}
 	if n.Disk != nil {
 		program, args = n.Disk.command(program, args...)
@@ -175,6 +174,11 @@ func (n *Node) StartDaemon() (err error) {
 	n.Daemon, err = n.Start("daemon", program, args...)
 	return err
 }
+
+func (n *Node) configPath() string { return filepath.Join(n.mesh.Dir, n.Name+".yaml") }
+
+// WriteConfig writes the configuration file, for the daemon's next start or reload.
+func (n *Node) WriteConfig() error { return os.WriteFile(n.configPath(), []byte(n.Config), 0o600) }
 
 // ExitError is a bulkhead command that failed.
 type ExitError struct {

@@ -38,7 +38,6 @@ func TestMain(m *testing.M) {
 type order struct {
 	Do, Network, Local, Remote string
 	Option                     int // of level IP or IPv6, set to 1 before anything else
-	FD                         int
 	Group                      string
 }
 
@@ -48,7 +47,7 @@ type reply struct {
 
 func act() {
 	in, out := bufio.NewScanner(os.Stdin), json.NewEncoder(os.Stdout)
-	a := &actorState{}
+	a := &actorState{lent: make(chan net.Conn, 1)}
 	for in.Scan() {
 		var o order
 		var r reply
@@ -65,7 +64,10 @@ func act() {
 	}
 }
 
-type actorState struct{ kept net.Conn }
+type actorState struct {
+	kept net.Conn
+	lent chan net.Conn
+}
 
 func (a *actorState) obey(o order) (reply, error) {
 	control := func(_, _ string, c syscall.RawConn) (err error) {
@@ -96,6 +98,9 @@ func (a *actorState) obey(o order) (reply, error) {
 			defer conn.Close()
 		}
 		return reply{Local: conn.LocalAddr().String(), Peer: conn.RemoteAddr().String()}, converse(conn)
+	case "take":
+		a.kept = <-a.lent
+		return reply{Local: a.kept.LocalAddr().String()}, nil
 	case "again":
 		return reply{}, converse(a.kept)
 	case "loose":
@@ -126,16 +131,58 @@ func (a *actorState) obey(o order) (reply, error) {
 		return reply{Local: string(out)}, err
 	case "move":
 		return reply{}, os.WriteFile(filepath.Join(o.Group, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
-	case "inherited": // a socket that another process made and passed on
-		f := os.NewFile(uintptr(o.FD), "passed")
-		conn, err := net.FileConn(f)
-		if err != nil {
-			return reply{}, err
-		}
-		defer conn.Close()
-		return reply{Local: conn.LocalAddr().String()}, converse(conn)
+	case "lend": // passes the kept connection on, over a Unix socket
+		return reply{}, a.lend(o.Remote)
+	case "borrow":
+		return a.borrow(o.Local)
 	}
 	return reply{}, fmt.Errorf("cannot %q", o.Do)
+}
+
+func (a *actorState) lend(path string) error {
+	f, err := a.kept.(*net.TCPConn).File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("x"), unix.UnixRights(int(f.Fd())), nil)
+	return err
+}
+
+// borrow waits for a connection of another process and goes on with it: by "again".
+func (a *actorState) borrow(path string) (reply, error) {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return reply{}, err
+	}
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		oob := make([]byte, unix.CmsgSpace(4))
+		_, n, _, _, err := conn.(*net.UnixConn).ReadMsgUnix(make([]byte, 1), oob)
+		if err != nil {
+			return
+		}
+		messages, err := unix.ParseSocketControlMessage(oob[:n])
+		if err != nil || len(messages) != 1 {
+			return
+		}
+		fds, err := unix.ParseUnixRights(&messages[0])
+		if err != nil {
+			return
+		}
+		if borrowed, err := net.FileConn(os.NewFile(uintptr(fds[0]), "borrowed")); err == nil {
+			a.lent <- borrowed
+		}
+	}()
+	return reply{}, nil
 }
 
 func localAddr(o order) net.Addr {

@@ -2,6 +2,7 @@ package bind
 
 import (
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -249,6 +250,25 @@ func TestSocketsKeepTheirIdentity(t *testing.T) {
 	mover.must(order{Do: "again"})
 	if r := mover.tell(order{Do: "ask", Network: "tcp", Remote: at(address(2, false), 8080)}); !strings.Contains(r.Error, "not permitted") {
 		t.Errorf("a process that left alice's cgroup opens more: %+v", r)
+	}
+}
+
+// A socket that is passed on over a Unix socket stays its maker's: the other process speaks with it as the first agent, and
+// opens what it opens itself as what it is.
+func TestPassedSocketsStayTheirMakers(t *testing.T) {
+	c := newCast(t)
+	c.bob.must(order{Do: "serve", Network: "tcp", Local: at(address(2, false), 8080)})
+	to := at(address(2, false), 8080)
+	path := filepath.Join(t.TempDir(), "s")
+	c.stranger.must(order{Do: "borrow", Local: path})
+	c.alice.must(order{Do: "keep", Network: "tcp", Remote: to})
+	c.alice.must(order{Do: "lend", Remote: path})
+	if r := c.stranger.must(order{Do: "take"}); hostOf(r.Local) != address(1, false).String() {
+		t.Errorf("the socket has the address %s", r.Local)
+	}
+	c.stranger.must(order{Do: "again"})
+	if r := c.stranger.tell(order{Do: "ask", Network: "tcp", Remote: to}); !strings.Contains(r.Error, "not permitted") {
+		t.Errorf("the borrower opens more: %+v", r)
 	}
 }
 
