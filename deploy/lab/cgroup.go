@@ -40,7 +40,12 @@ func newCgroup(name string) (cgroup, error) {
 		return "", err
 	}
 	g := cgroup(filepath.Join(root, labCgroups, name))
-	return g, os.MkdirAll(string(g), 0o755)
+	for range 3 { // a world that ends may remove the directory above just now
+		if err = os.MkdirAll(string(g), 0o755); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return g, err
 }
 
 func mkdirAll(path string) error { return os.MkdirAll(path, 0o755) }
@@ -72,6 +77,7 @@ func removeCgroups(world string) error {
 	}
 	for _, g := range groups {
 		err = errors.Join(err, removeCgroup(g))
+		_ = os.Remove(filepath.Dir(g)) // unless other worlds have theirs there
 	}
 	return err
 }
