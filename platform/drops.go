@@ -72,7 +72,7 @@ func (f *Firewall) keepCounts() {
 
 func (f *Firewall) addCounts(total map[string]uint64) error {
 	for _, x := range f.tables {
-		for _, c := range f.chains(x.family, ruleData{}) {
+		for _, c := range f.chains(x.family, ruleData{owners: []Owner{}}) {
 			lines, err := x.listCounters(c.table, c.name)
 			if err != nil {
 				return err

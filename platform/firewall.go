@@ -29,7 +29,8 @@ type FirewallOptions struct {
 //	filter OUTPUT       what goes out: the same with the sides swapped, refused with an error that the agent sees
 //	mangle POSTROUTING  the same for every packet, forwarded ones included; and no overlay address leaves elsewhere
 //
-// The last two judge the loopback interface, too, over which the agents of one host meet.
+// The last two judge the loopback interface, too, over which the agents of one host meet. With ByOwner, mangle OUTPUT
+// also says which programs may send from which agent's addresses.
 //
 // A packet is judged by its connection's direction and by sets of initiator, port and responder, so that a
 // withdrawn flow, established or not, ends with the change of the set. The sets are the state: rules follow
@@ -43,7 +44,8 @@ type Firewall struct {
 	now     func() time.Time
 
 	mu     sync.Mutex
-	owners []Owner
+	owners []Owner           // nil until the first SetOwners
+	inodes map[string]uint64 // of their groups, as rules mean them
 	state  enforced
 	clean  generation // of the kernel's rules when they were last seen right
 	drops  drops
@@ -120,6 +122,14 @@ func (f *Firewall) Fence(ctx context.Context) error {
 	}
 	if err := f.addRoutes(); err != nil {
 		return fmt.Errorf("fence: %w", err)
+	}
+	for _, x := range f.tables {
+		if f.options.ByOwner {
+			break
+		}
+		if err := x.removeOwners(ctx); err != nil {
+			return fmt.Errorf("fence: remove rules by owner: %w", err)
+		}
 	}
 	// A program that prints rules in a way we do not know would be taken for drift for ever: say so now.
 	if err := f.checkRules(); err != nil {
@@ -211,12 +221,19 @@ func (f *Firewall) converge(ctx context.Context, want sets) error {
 func (f *Firewall) writeRules(ctx context.Context, rules ruleData) error {
 	f.state.stale = true
 	f.keepCounts()
+	if err := f.writeOwned(ctx, &rules); err != nil {
+		return err
+	}
+	f.state.rules, f.state.stale = rules, false
+	return nil
+}
+
+func (f *Firewall) writeTables(ctx context.Context, rules ruleData) error {
 	for _, x := range f.tables {
 		if err := x.write(ctx, f.chains(x.family, rules)); err != nil {
 			return err
 		}
 	}
-	f.state.rules, f.state.stale = rules, false
 	return nil
 }
 

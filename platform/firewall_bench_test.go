@@ -3,6 +3,7 @@ package platform
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -86,4 +87,47 @@ func BenchmarkGuardIdle(b *testing.B) {
 		}
 		return nil
 	})
+}
+
+// BenchmarkLoopback sends packets over the loopback interface: of an agent to itself, the last of some, to another, which
+// is allowed, and of nothing that has to do with the overlay.
+func BenchmarkLoopback(b *testing.B) {
+	for _, c := range []struct {
+		name     string
+		agents   int
+		src, dst string
+	}{
+		{"fence-other", 0, "127.0.0.1", "127.0.0.1"}, {"other", 64, "127.0.0.1", "127.0.0.1"},
+		{"self-of-1", 1, "10.201.2.0", "10.201.2.0"}, {"self-of-64", 64, "10.201.2.63", "10.201.2.63"}, {"pair-of-64", 64, "10.201.2.62", "10.201.2.63"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			w := newWorld(b)
+			w.fence(b)
+			cfg := overlay.FirewallConfig{Allow: between(netip.MustParseAddr(c.src), netip.MustParseAddr(c.dst), protoUDP, 9, 9)}
+			for i := range c.agents {
+				a := netip.AddrFrom4([4]byte{10, 201, 2, byte(i)})
+				cfg.Local = append(cfg.Local, a)
+				w.here.sh(b, "ip addr add "+single(a).String()+" dev bulkhead0")
+			}
+			var out net.Conn
+			w.here.must(b, func() (err error) {
+				if err := w.firewall.Apply(b.Context(), cfg); err != nil {
+					return err
+				}
+				in, err := net.ListenPacket("udp", c.dst+":9")
+				if err != nil {
+					return err
+				}
+				b.Cleanup(func() { in.Close() })
+				out, err = net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(c.src)}, in.LocalAddr().(*net.UDPAddr))
+				return err
+			})
+			defer out.Close()
+			for b.Loop() {
+				if _, err := out.Write([]byte("packet")); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

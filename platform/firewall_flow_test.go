@@ -30,7 +30,8 @@ func openStream(t *testing.T, network string, client, server space, src, dst net
 		var l net.Listener
 		server.must(t, func() (err error) { l, err = net.Listen("tcp", address); return err })
 		defer l.Close()
-		client.must(t, func() (err error) { s.a, err = net.DialTimeout("tcp", address, time.Second); return err })
+		d := net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{IP: src.AsSlice()}}
+		client.must(t, func() (err error) { s.a, err = d.Dial("tcp", address); return err })
 		var err error
 		if s.b, err = l.Accept(); err != nil {
 			t.Fatal(err)

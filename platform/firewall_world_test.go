@@ -27,6 +27,7 @@ var (
 	prefix6 = netip.MustParsePrefix("fd00:bd::/48")
 
 	here4, here6   = netip.MustParseAddr("10.201.0.1"), netip.MustParseAddr("fd00:bd::1")
+	near4, near6   = netip.MustParseAddr("10.201.0.11"), netip.MustParseAddr("fd00:bd::11") // another agent here, where there is one
 	there4, there6 = netip.MustParseAddr("10.201.0.2"), netip.MustParseAddr("fd00:bd::2")
 )
 
@@ -123,8 +124,25 @@ func newWorld(t testing.TB) *world {
 	})
 	plug(t, w.here, here4, here6)
 	plug(t, w.there, there4, there6)
+	w.here.settle(t, here6)
+	w.there.settle(t, there6)
 	w.firewall = w.newFirewall(t)
 	return w
+}
+
+// settle waits until the kernel has noticed that the cable is plugged in, which on a busy machine takes a moment.
+func (s space) settle(t testing.TB, addr netip.Addr) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 1000 {
+		routes := s.sh(t, "ip route show table all; ip -6 route show table all")
+		if !strings.Contains(routes, "linkdown") && strings.Contains(routes, "local "+addr.String()+" ") {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatal("the cable does not come up")
 }
 
 // plug sets the end of a cable up. Like a TUN device it resolves no addresses: both ends have the same one.
@@ -259,7 +277,7 @@ func serve(t testing.TB, s space, ports ...int) {
 				}
 			}()
 			// One socket a family: an answer must come from the address that was asked.
-			for _, addr := range []netip.Addr{here4, here6, there4, there6} {
+			for _, addr := range append([]netip.Addr{here4, here6, near4, near6, there4, there6}, overlay.ResolverAddrs([]netip.Prefix{prefix4, prefix6})...) {
 				p, err := net.ListenPacket("udp", netip.AddrPortFrom(addr, uint16(port)).String())
 				if err != nil {
 					continue // of the other host

@@ -87,8 +87,8 @@ func (g ruleGen) chains() []chain {
 		{"filter", chainPrefix + "REJECT", "OUTPUT", out, g.egress("bulkhead-reject", g.reject)},
 		{"filter", chainPrefix + "REJECTL", "OUTPUT", "-o lo", g.loopback("bulkhead-rejectl", g.reject)},
 	}
-	if g.byOwner {
-		chains = append(chains, chain{"mangle", chainPrefix + "OWNER", "OUTPUT", "", g.ownership()})
+	if g.byOwner && g.owners != nil {
+		chains = slices.Insert(chains, 5, chain{"mangle", ownerChain, "OUTPUT", "", g.ownership()})
 	}
 	return chains
 }
@@ -166,13 +166,26 @@ func (g ruleGen) loopback(limit string, deny func(reason string) string) []strin
 		rules = append(rules, fmt.Sprintf("-s %s -d %s -j RETURN", single(a), single(a)))
 	}
 	for _, a := range g.resolvers {
-		for _, proto := range []string{"udp", "tcp"} {
-			rules = append(rules, fmt.Sprintf("-d %s -p %s -m %s --dport 53 -m conntrack --ctdir ORIGINAL -j RETURN", single(a), proto, proto),
-				fmt.Sprintf("-s %s -p %s -m %s --sport 53 -m conntrack --ctdir REPLY -j RETURN", single(a), proto, proto))
-		}
+		rules = append(rules, g.ofResolver(a)...)
 	}
 	for _, p := range g.prefixes {
 		rules = append(rules, fmt.Sprintf("-s %s %s", p, deny(dropLocal)), fmt.Sprintf("-d %s %s", p, deny(dropLocal)))
+	}
+	return rules
+}
+
+// ofResolver passes questions to the resolver, and pings, from anyone here, and the answers.
+func (g ruleGen) ofResolver(a netip.Addr) []string {
+	icmp, request, reply := "-p icmp -m icmp", "--icmp-type 8", "--icmp-type 0"
+	if g.family == ipv6 {
+		icmp, request, reply = "-p ipv6-icmp -m icmp6", "--icmpv6-type 128", "--icmpv6-type 129"
+	}
+	var rules []string
+	for _, p := range []struct{ proto, to, from string }{
+		{"-p udp -m udp", "--dport 53", "--sport 53"}, {"-p tcp -m tcp", "--dport 53", "--sport 53"}, {icmp, request, reply},
+	} {
+		rules = append(rules, fmt.Sprintf("-d %s %s %s -m conntrack --ctdir ORIGINAL -j RETURN", single(a), p.proto, p.to),
+			fmt.Sprintf("-s %s %s %s -m conntrack --ctdir REPLY -j RETURN", single(a), p.proto, p.from))
 	}
 	return rules
 }

@@ -41,15 +41,21 @@ func TestRestoreTextGolden(t *testing.T) {
 		{overlay.In, protoTCP, 1000, 65535, here6},
 	}
 	own := []netip.Addr{here4, here6}
+	owners := []Owner{
+		{Addresses: own, Groups: []string{"agents.slice", "agents.slice/run-scout"}},
+		{Addresses: []netip.Addr{near4, near6}, UIDs: []uint32{1000}, Groups: []string{"agents.slice/x"}},
+	}
 	f := Firewall{options: FirewallOptions{
 		Interface: "bulkhead0", Prefixes: []netip.Prefix{prefix4, prefix6}, Resolvers: overlay.ResolverAddrs([]netip.Prefix{prefix4, prefix6}),
 	}}
 	for name, c := range map[string]struct {
 		family family
+		owners []Owner
 		hooks  map[hook][]string
 	}{
-		"restore-4-first.txt": {ipv4, nil},
-		"restore-6-moved.txt": {ipv6, map[hook][]string{
+		"restore-4-first.txt":  {ipv4, nil, nil},
+		"restore-4-owners.txt": {ipv4, owners, nil},
+		"restore-6-moved.txt": {ipv6, nil, map[hook][]string{
 			{"raw", "PREROUTING"}:     {"-P PREROUTING ACCEPT", "-A PREROUTING -j BULKHEAD-RAW", "-A PREROUTING -j THEIRS"},
 			{"mangle", "PREROUTING"}:  {"-P PREROUTING ACCEPT", `-A PREROUTING -m comment --comment "first now" -j ACCEPT`, "-A PREROUTING -i bulkhead0 -j BULKHEAD-IN"},
 			{"mangle", "POSTROUTING"}: {"-P POSTROUTING ACCEPT", "-A POSTROUTING -o old0 -j BULKHEAD-OUT", "-A POSTROUTING ! -o bulkhead0 -j BULKHEAD-LEAK"},
@@ -57,7 +63,8 @@ func TestRestoreTextGolden(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			golden(t, name, string(restoreText(f.chains(c.family, ruleData{wide: wide, own: own}), c.hooks)))
+			f.options.ByOwner = c.owners != nil
+			golden(t, name, string(restoreText(f.chains(c.family, ruleData{wide: wide, own: own, owners: c.owners}), c.hooks)))
 		})
 	}
 }

@@ -6,13 +6,16 @@ import (
 	"strings"
 )
 
+// unquote undoes what iptables does to odd values when it prints them.
+var unquote = strings.NewReplacer(`"`, "", `\\`, `\`)
+
 // ruleOptions splits a rule, as `iptables -S` prints it, into its options with their values: "! -i lo" is one.
 // Rules of ours have no blanks inside quotes; of others it is enough that equal ones give equal options.
 func ruleOptions(rule string) []string {
 	var out []string
 	negated := false
 	for _, word := range strings.Fields(rule) {
-		word = strings.ReplaceAll(word, `"`, "")
+		word = unquote.Replace(word)
 		switch {
 		case word == "":
 			continue

@@ -115,7 +115,12 @@ func (g *Guard) UnmarshalJSON(b []byte) error {
 }
 
 func (r *reader) guard(field string, n ast.Node) (g Guard) {
-	if _, list := n.(*ast.SequenceNode); !list {
+	switch n.(type) {
+	case *ast.SequenceNode:
+	case *ast.MappingNode, *ast.MappingValueNode:
+		r.fault(field, n, guardFix, "is no egress")
+		return g
+	default:
 		g.Mode = r.text(field, n)
 		return g
 	}
@@ -163,15 +168,18 @@ func checkDestination(to string) error {
 		if err != nil {
 			return fmt.Errorf("%.80q is no CIDR", to)
 		}
-		if p.Masked() != p || p.Addr().Is4In6() {
+		if p.Addr().Is4In6() {
+			return fmt.Errorf("%q is IPv4 written as IPv6", to)
+		}
+		if p.Masked() != p {
 			return fmt.Errorf("%q has bits beyond its length: it is %s", to, p.Masked())
 		}
 		return nil
 	}
 	name := strings.TrimPrefix(to, "*.")
 	labels := strings.Split(name, ".")
-	ok := len(name) <= 253 && len(labels) > 1 && !slices.ContainsFunc(labels, func(l string) bool { return ValidName(l) != nil })
-	if _, err := netip.ParseAddr(to); err == nil || !ok {
+	number := strings.Trim(labels[len(labels)-1], "0123456789") == "" // an address, or a part of one
+	if number || len(name) > 253 || len(labels) < 2 || slices.ContainsFunc(labels, func(l string) bool { return ValidName(l) != nil }) {
 		return fmt.Errorf("%.80q is neither a CIDR nor a DNS name in lower case", to)
 	}
 	return nil

@@ -136,12 +136,12 @@ func TestAgentsComeAndGo(t *testing.T) {
 	}
 }
 
-// kernelObjects counts what a host with agents could leak: programs and maps of this machine, entries of the host's sets,
-// its addresses, rules, and the cgroups below it.
-func kernelObjects(t *testing.T, h *Host) map[string]int {
+// kernelObjects counts what a host with agents could leak: programs and maps that its daemon holds or has pinned, entries of
+// its sets, its addresses, rules, and the cgroups below it.
+func kernelObjects(t *testing.T, h *Node) map[string]int {
 	t.Helper()
 	count := func(script string) int {
-		out, err := h.Run(t.Context(), "sh", "-c", script)
+		out, err := h.Host.Run(t.Context(), "sh", "-c", script)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,10 +152,11 @@ func kernelObjects(t *testing.T, h *Host) map[string]int {
 		return n
 	}
 	return map[string]int{
-		"programs": count("bpftool prog show | grep -c '^[0-9]'"), "maps": count("bpftool map show | grep -c '^[0-9]'"),
-		"entries": count("ipset save | grep -c ^add"), "addresses": count("ip -o addr show dev bulkhead0 | wc -l"),
+		"programs": count(fmt.Sprintf("ls -l /proc/%d/fd | grep -c bpf-prog", h.Daemon.PID())),
+		"maps":     count(fmt.Sprintf("ls -l /proc/%d/fd | grep -c bpf-map", h.Daemon.PID())),
+		"entries":  count("ipset save | grep -c ^add"), "addresses": count("ip -o addr show dev bulkhead0 | wc -l"),
 		"rules": count("(ip rule; ip -6 rule) | grep -c fwmark"), "cgroups": count("find " + h.CgroupRoot() + " -type d | wc -l"),
-		"pins": len(pins(t, h)),
+		"pins": len(pins(t, h.Host)),
 	}
 }
 
@@ -163,7 +164,7 @@ func kernelObjects(t *testing.T, h *Host) map[string]int {
 func TestManyAgentsLeaveNothing(t *testing.T) {
 	m := newTestMesh(t, Spec{Agent: "store1", Labels: labels("store", "confidential")}, Spec{})
 	n := m.Hosts[1]
-	before := kernelObjects(t, n.Host)
+	before := kernelObjects(t, n)
 	const agents, programs = 50, 1500
 	for i := range agents {
 		if err := n.Cgroup(fmt.Sprintf("many/%d", i)); err != nil {
@@ -173,7 +174,7 @@ func TestManyAgentsLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	during := kernelObjects(t, n.Host)
+	during := kernelObjects(t, n)
 	if during["addresses"] < before["addresses"]+2*agents || during["programs"] != before["programs"] {
 		t.Errorf("with %d agents there are %v, before %v", agents, during, before)
 	}
@@ -200,7 +201,7 @@ func TestManyAgentsLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := Eventually(t.Context(), patient, func() error {
-		if after := kernelObjects(t, n.Host); fmt.Sprint(after) != fmt.Sprint(before) {
+		if after := kernelObjects(t, n); fmt.Sprint(after) != fmt.Sprint(before) {
 			return fmt.Errorf("before %v, after %v", before, after)
 		}
 		return nil
