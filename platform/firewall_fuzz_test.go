@@ -80,6 +80,7 @@ func FuzzCanonical(f *testing.F) {
 	f.Add("-A BULKHEAD-IN -p icmp -m icmp ! --icmp-type 5 -m conntrack --ctstate RELATED -j RETURN", uint64(1))
 	f.Add(`-A PREROUTING -m comment --comment "a \"quoted\" one" -j BULKHEAD-RAW`, uint64(2))
 	f.Add("! ! -m -m x -", uint64(3))
+	f.Add(`-A OUTPUT -m comment --comment "\\\\\\" -j RETURN`, uint64(4))
 	f.Fuzz(func(t *testing.T, rule string, seed uint64) {
 		options := ruleOptions(rule)
 		shuffled := append([]string(nil), options...)
@@ -89,7 +90,7 @@ func FuzzCanonical(f *testing.F) {
 				return // values without an option belong to what is before them
 			}
 		}
-		if a, b := canonical(rule), canonical(strings.Join(shuffled, " ")); a != b {
+		if a, b := canonical(rule), canonical(strings.ReplaceAll(strings.Join(shuffled, " "), `\`, `\\`)); a != b {
 			t.Fatalf("%q and %q are not one rule", a, b)
 		}
 		if callsOurs(rule) && !strings.Contains(rule, strings.TrimSuffix(chainPrefix, "-")) {
