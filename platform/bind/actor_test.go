@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// order is what an actor shall do: serve, ask, bind, raw, packet, receive or move.
+// order is what an actor shall do, as obey knows it.
 type order struct {
 	Do, Network, Local, Remote string
 	Option                     int // of level IP or IPv6, set to 1 before anything else
@@ -43,6 +44,7 @@ type order struct {
 
 type reply struct {
 	Error, Local, Peer string
+	Heard              int64 // datagrams, by all its servers
 }
 
 func act() {
@@ -65,8 +67,9 @@ func act() {
 }
 
 type actorState struct {
-	kept net.Conn
-	lent chan net.Conn
+	kept  net.Conn
+	lent  chan net.Conn
+	heard atomic.Int64
 }
 
 func (a *actorState) obey(o order) (reply, error) {
@@ -85,10 +88,11 @@ func (a *actorState) obey(o order) (reply, error) {
 		return a.serve(o, net.ListenConfig{Control: control})
 	case "ask", "keep":
 		d := net.Dialer{Timeout: time.Second, Control: control}
+		d.SetMultipathTCP(strings.HasPrefix(o.Network, "mp"))
 		if o.Local != "" {
 			d.LocalAddr = localAddr(o)
 		}
-		conn, err := d.Dial(strings.TrimSuffix(o.Network, "-loose"), o.Remote)
+		conn, err := d.Dial(strings.TrimPrefix(o.Network, "mp"), o.Remote)
 		if err != nil {
 			return reply{}, err
 		}
@@ -111,10 +115,14 @@ func (a *actorState) obey(o order) (reply, error) {
 			return reply{}, err
 		}
 		defer unix.Close(fd)
+		if o.Local != "" {
+			at := netip.MustParseAddrPort(o.Local)
+			return reply{}, unix.Bind(fd, &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()})
+		}
 		to := netip.MustParseAddrPort(o.Remote)
 		return reply{}, unix.Connect(fd, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	case "raw":
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_UDP)
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
 		if err != nil {
 			return reply{}, err
 		}
@@ -131,21 +139,44 @@ func (a *actorState) obey(o order) (reply, error) {
 		return reply{Local: string(out)}, err
 	case "move":
 		return reply{}, os.WriteFile(filepath.Join(o.Group, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
-	case "lend": // passes the kept connection on, over a Unix socket
-		return reply{}, a.lend(o.Remote)
+	case "source": // that a datagram would have
+		conn, err := net.Dial("udp", o.Remote)
+		if err != nil {
+			return reply{}, err
+		}
+		return reply{Local: hostOf(conn.LocalAddr().String())}, conn.Close()
+	case "connect":
+		return reply{}, connectOften(o)
+	case "heard":
+		return reply{Heard: a.heard.Load()}, nil
+	case "pretend":
+		return reply{}, pretend(o)
+	case "lend": // passes the kept connection on, or a listener, over a Unix socket
+		return reply{}, a.lend(o)
 	case "borrow":
 		return a.borrow(o.Local)
 	}
 	return reply{}, fmt.Errorf("cannot %q", o.Do)
 }
 
-func (a *actorState) lend(path string) error {
-	f, err := a.kept.(*net.TCPConn).File()
+func (a *actorState) lend(o order) error {
+	var f *os.File
+	var err error
+	if o.Network == "" {
+		f, err = a.kept.(*net.TCPConn).File()
+	} else {
+		var l net.Listener
+		if l, err = net.Listen(o.Network, o.Local); err != nil {
+			return err
+		}
+		defer l.Close()
+		f, err = l.(*net.TCPListener).File()
+	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	conn, err := net.Dial("unix", path)
+	conn, err := net.Dial("unix", o.Remote)
 	if err != nil {
 		return err
 	}
@@ -154,7 +185,7 @@ func (a *actorState) lend(path string) error {
 	return err
 }
 
-// borrow waits for a connection of another process and goes on with it: by "again".
+// borrow waits for a connection of another process and goes on with it, by "take" and "again"; or for a listener, and serves.
 func (a *actorState) borrow(path string) (reply, error) {
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -178,7 +209,12 @@ func (a *actorState) borrow(path string) (reply, error) {
 		if err != nil {
 			return
 		}
-		if borrowed, err := net.FileConn(os.NewFile(uintptr(fds[0]), "borrowed")); err == nil {
+		f := os.NewFile(uintptr(fds[0]), "borrowed")
+		if listens, err := unix.GetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && listens != 0 {
+			if l, err := net.FileListener(f); err == nil {
+				accept(l)
+			}
+		} else if borrowed, err := net.FileConn(f); err == nil {
 			a.lent <- borrowed
 		}
 	}()
@@ -210,6 +246,7 @@ func (a *actorState) serve(o order, lc net.ListenConfig) (reply, error) {
 					return
 				}
 				if err == nil {
+					a.heard.Add(1)
 					_, _ = conn.WriteTo(buf[:n], from)
 				}
 			}
@@ -220,16 +257,19 @@ func (a *actorState) serve(o order, lc net.ListenConfig) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer conn.Close(); _, _ = io.Copy(conn, conn) }()
-		}
-	}()
+	go accept(l)
 	return reply{Local: l.Addr().String()}, nil
+}
+
+// accept echoes on all connections.
+func accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() { defer conn.Close(); _, _ = io.Copy(conn, conn) }()
+	}
 }
 
 func converse(conn net.Conn) error {
@@ -274,24 +314,66 @@ func loose(o order) (reply, error) {
 	return reply{Peer: from.String()}, nil
 }
 
-// sendRaw sends a UDP packet whose whole header, source and all, is made here.
+// sendRaw sends a packet of a network, whose whole header, source and all, is made here: from 12345 to 8080, if it has
+// ports, and the beginning of a connection, if it is TCP.
 func sendRaw(fd int, o order) error {
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_HDRINCL, 1); err != nil {
+	payload := map[string][]byte{
+		"udp":  append([]byte{0x30, 0x39, 0x1f, 0x90, 0, 13, 0, 0}, "forge"...),
+		"tcp":  {0x30, 0x39, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0},
+		"icmp": {8, 0, 0xf7, 0xff, 0, 0, 0, 0},
+	}[o.Network]
+	protocol := map[string]byte{"udp": unix.IPPROTO_UDP, "tcp": unix.IPPROTO_TCP, "icmp": unix.IPPROTO_ICMP}[o.Network]
+	src, dst := netip.MustParseAddr(o.Local).As4(), netip.MustParseAddr(o.Remote).As4()
+	p := []byte{0x45, 0, 0, byte(20 + len(payload)), 0, 0, 0, 0, 64, protocol, 0, 0}
+	p = append(append(append(p, src[:]...), dst[:]...), payload...)
+	return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: dst})
+}
+
+// connectOften opens and closes connections one after another.
+func connectOften(o order) error {
+	to := netip.MustParseAddrPort(o.Remote)
+	for range connects {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return err
+		}
+		if o.Local != "" {
+			err = unix.Bind(fd, &unix.SockaddrInet4{Addr: netip.MustParseAddrPort(o.Local).Addr().As4()})
+		}
+		// No end stays behind to wait: ports would run out.
+		err = errors.Join(err, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
+			unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}), unix.Close(fd))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pretend sends a datagram from an address that its socket is not bound to, or, without one, from a socket that is
+// connected to somewhere else.
+func pretend(o order) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
 		return err
 	}
-	src, dst := net.ParseIP(o.Local).To4(), net.ParseIP(o.Remote).To4()
-	p := make([]byte, 28+5)
-	p[0], p[8], p[9], p[3] = 0x45, 64, unix.IPPROTO_UDP, byte(len(p))
-	copy(p[12:], src)
-	copy(p[16:], dst)
-	p[20], p[21], p[22], p[23], p[25] = 0x30, 0x39, 0x1f, 0x90, 13 // 12345 to 8080
-	copy(p[28:], "forge")
-	return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: [4]byte(dst)})
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	to := netip.MustParseAddrPort(o.Remote)
+	var info []byte
+	if o.Local != "" {
+		info = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: netip.MustParseAddr(o.Local).As4()})
+	} else if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 9}); err != nil {
+		return err
+	}
+	return unix.Sendmsg(fd, []byte("hello"), info, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}, 0)
 }
 
 // actor is a running program of the test.
 type actor struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Scanner
@@ -299,6 +381,11 @@ type actor struct {
 
 // start runs an actor in a cgroup and network namespace, as a user, with files passed on as descriptors from 4.
 func (w *world) start(group string, uid int, files ...*os.File) *actor {
+	w.t.Helper()
+	return w.startIn(w.netns, group, uid, files...)
+}
+
+func (w *world) startIn(netns, group string, uid int, files ...*os.File) *actor {
 	w.t.Helper()
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -323,7 +410,7 @@ func (w *world) start(group string, uid int, files ...*os.File) *actor {
 		w.t.Fatal(err)
 	}
 	a.out = bufio.NewScanner(out)
-	if err := w.inside(a.cmd.Start); err != nil {
+	if err := inside(netns, a.cmd.Start); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() {
@@ -363,12 +450,14 @@ func (a *actor) must(o order) reply {
 	return r
 }
 
-// inside runs fn on a thread in the world's network namespace.
-func (w *world) inside(fn func() error) error {
+func (w *world) inside(fn func() error) error { return inside(w.netns, fn) }
+
+// inside runs fn on a thread in a network namespace.
+func inside(netns string, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // the thread ends with fn
-		f, err := os.Open("/run/netns/" + w.netns)
+		f, err := os.Open("/run/netns/" + netns)
 		if err == nil {
 			err = errors.Join(unix.Setns(int(f.Fd()), unix.CLONE_NEWNET), f.Close())
 		}

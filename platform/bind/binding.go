@@ -41,12 +41,21 @@ var (
 type Binding struct {
 	options Options
 
-	mu      sync.Mutex
-	objects kernelObjects
-	links   map[string]*attachment // by program
-	state   state
-	config  overlay.BindingConfig
-	learned map[string]*lessons // by agent
+	clock clock
+
+	mu        sync.Mutex
+	objects   kernelObjects
+	links     map[string]*attachment // by program
+	settings  kernelConfiguration    // this, and what follows, is as the kernel has it
+	owners    claims[kernelAddr]
+	cgroups   claims[uint64]
+	users     claims[uint32]
+	egress    map[uint32]map[kernelDestination]kernelPorts // by agent
+	denied    map[kernelEndpoint]uint8
+	state     state
+	config    overlay.BindingConfig
+	learned   map[string]*lessons // by agent
+	recovered map[uint32]*lessons // by agent, from before this binding
 }
 
 // Supported is nil where Open can work; the error says what is missing.
@@ -80,7 +89,11 @@ func Open(o Options) (*Binding, error) {
 	if err := pinnable(o.PinDir); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
-	b := &Binding{options: o, links: make(map[string]*attachment), learned: make(map[string]*lessons)}
+	c, err := readClock()
+	if err != nil {
+		return nil, fmt.Errorf("open binding: %w", err)
+	}
+	b := &Binding{options: o, clock: c, links: make(map[string]*attachment)}
 	if err := b.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open binding: %w", err), b.Close())
 	}
@@ -94,11 +107,11 @@ func (b *Binding) open() error {
 	}
 	if errors.Is(err, ebpf.ErrMapIncompatible) || errors.Is(err, errOtherNamespace) {
 		b.options.Logger.Info("bindings that another version or namespace left are replaced")
-		if err := errors.Join(b.objects.Close(), Remove(b.options.PinDir), pinnable(b.options.PinDir)); err != nil {
-			return err
-		}
+		err = errors.Join(b.objects.Close(), putAside(b.options.PinDir))
 		b.objects = kernelObjects{}
-		err = b.load()
+		if err == nil {
+			err = b.load()
+		}
 	}
 	if err != nil {
 		return err
@@ -106,7 +119,26 @@ func (b *Binding) open() error {
 	if err := b.adopt(); err != nil {
 		return err
 	}
-	return b.attach()
+	b.recollect()
+	if err := b.attach(); err != nil {
+		return err
+	}
+	return removePins(b.options.PinDir + aside)
+}
+
+const aside = "-old" // of the name of what enforces until its replacement does
+
+// putAside leaves what is pinned in dir attached, under another name, and makes dir anew. What an earlier one left so, and
+// did not replace, still enforces: then the pins in dir go.
+func putAside(dir string) error {
+	err := os.Rename(dir, dir+aside)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
+		err = removePins(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("put bindings aside: %w", err)
+	}
+	return pinnable(dir)
 }
 
 // load makes programs and maps, or opens the pinned maps.
@@ -196,21 +228,31 @@ func Remove(dir string) error {
 	if err := removeRoutes(); err != nil {
 		return fmt.Errorf("remove bindings: %w", err)
 	}
+	for _, d := range []string{dir, dir + aside} {
+		if err := removePins(d); err != nil {
+			return fmt.Errorf("remove bindings: %w", err)
+		}
+	}
+	_ = os.Remove(filepath.Dir(dir)) // unless other namespaces have some there
+	return nil
+}
+
+// removePins detaches and frees what is pinned in dir.
+func removePins(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove bindings: %w", err)
+		return err
 	}
-	for _, e := range entries { // what is not pinned any more is detached
+	for _, e := range entries {
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove bindings: %w", err)
+			return err
 		}
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove bindings: %w", err)
+		return err
 	}
-	_ = os.Remove(filepath.Dir(dir)) // unless other namespaces have some there
 	return nil
 }

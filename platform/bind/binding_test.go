@@ -20,6 +20,7 @@ type cast struct {
 const carolID = 64001
 
 func newCast(t *testing.T) *cast {
+	t.Parallel()
 	w := newWorld(t)
 	a, b := w.group("alice"), w.group("bob")
 	w.group("bob/inner")
@@ -205,7 +206,7 @@ func TestStrangersHaveNoOverlay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.stranger.tell(order{Do: "raw", Local: "10.201.0.1", Remote: "10.201.0.2"})
+	c.stranger.tell(order{Do: "raw", Network: "udp", Local: "10.201.0.1", Remote: "10.201.0.2"})
 	after, err := c.binding.Drops()
 	if err != nil {
 		t.Fatal(err)
@@ -214,7 +215,7 @@ func TestStrangersHaveNoOverlay(t *testing.T) {
 		t.Errorf("a forged packet was not dropped: %v, then %v", before, after)
 	}
 	for _, do := range []string{"raw", "packet"} {
-		if r := c.carol.tell(order{Do: do, Local: "10.201.0.1", Remote: "10.201.0.2"}); !strings.Contains(r.Error, "not permitted") {
+		if r := c.carol.tell(order{Do: do, Network: "udp", Local: "10.201.0.1", Remote: "10.201.0.2"}); !strings.Contains(r.Error, "not permitted") {
 			t.Errorf("a user without capabilities: %s: %+v", do, r)
 		}
 	}

@@ -1,14 +1,10 @@
 package bind
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
-	"time"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 )
@@ -16,24 +12,20 @@ import (
 const (
 	guarded = 1 // of kernelAgent.Flags
 
-	maxSlots    = 64 // agents of one host, each with a mark
-	markMask    = 0xff000000
-	markBase    = 0x80
-	maxPorts    = 16 // ranges of one destination
-	prefixExtra = 32 // bits of the agent in front of an address
+	maxSlots = 64 // agents of one host, each with a mark
+	markMask = 0xff000000
+	markBase = 0x80
 )
 
-// state is the content of the maps.
+// state is whose is what: the content of the maps, without what they held before.
 type state struct {
-	ids      map[string]uint32 // by agent
-	next     uint32            // above all ids that there were
-	settings kernelConfiguration
-	agents   map[uint32]kernelAgent
-	owners   map[kernelAddr]uint32
-	cgroups  map[uint64]uint32
-	users    map[uint32]uint32
-	egress   map[kernelDestination]kernelPorts
-	denied   []netip.AddrPort
+	ids     map[string]uint32 // by agent
+	next    uint32            // above all ids that there were
+	phase   kernelPhase
+	agents  map[uint32]kernelAgent
+	owners  map[kernelAddr]uint32
+	cgroups map[uint64]uint32
+	users   map[uint32]uint32
 }
 
 func addrOf(a netip.Addr) kernelAddr {
@@ -98,35 +90,50 @@ func fixed(o Options, netns uint64) (kernelConfiguration, error) {
 
 var errTooManyAgents = errors.New("more agents than marks")
 
-// desire is the state that config asks for, and learned adds to, from the one before, whose ids and marks stay.
-func desire(old state, config overlay.BindingConfig, learned map[string]*lessons, now time.Time) (state, error) {
+// desire is the state that config asks for, from the one before. What an agent is does not change under its id: with
+// other addresses, or guarded, it gets another, which holds with all else.
+func desire(old state, config overlay.BindingConfig) (state, error) {
 	s := state{
-		ids: make(map[string]uint32), next: max(old.next, 1), settings: old.settings, denied: old.denied,
-		agents: make(map[uint32]kernelAgent), owners: make(map[kernelAddr]uint32), cgroups: make(map[uint64]uint32),
-		users: make(map[uint32]uint32), egress: make(map[kernelDestination]kernelPorts),
+		ids: make(map[string]uint32), next: max(old.next, 1), agents: make(map[uint32]kernelAgent),
+		owners: make(map[kernelAddr]uint32), cgroups: make(map[uint64]uint32), users: make(map[uint32]uint32),
 	}
-	s.settings.Host, s.settings.Busy, s.settings.Guards, s.settings.ByUser = 0, 0, 0, 0
+	kept := make(map[uint32]bool) // marks
 	for _, b := range config.Agents {
+		kept[old.agents[old.idOf(b)].Mark] = true
+	}
+	for _, b := range config.Agents {
+		agent := describe(b)
 		id := old.idOf(b)
-		if id == 0 {
+		if agent.Mark = old.agents[id].Mark; agent.Mark == 0 {
+			var err error
+			if agent.Mark, err = freeMark(kept, old); err != nil {
+				return s, fmt.Errorf("bind agent %s: %w", b.Agent, err)
+			}
+			kept[agent.Mark] = true
+		}
+		if id == 0 || old.agents[id] != agent {
 			id, s.next = s.next, s.next+1
 		}
-		s.ids[b.Agent] = id
-	}
-	for _, b := range config.Agents {
-		if err := s.add(old, b); err != nil {
-			return s, fmt.Errorf("bind agent %s: %w", b.Agent, err)
-		}
-		if b.Host {
-			continue
-		}
-		allow := b.Egress
-		if l := learned[b.Agent]; l != nil && b.Guarded {
-			allow = slices.Concat(allow, l.open(now))
-		}
-		maps.Copy(s.egress, destinations(s.ids[b.Agent], allow, now))
+		s.ids[b.Agent], s.agents[id] = id, agent
+		s.claim(b, id)
 	}
 	return s, nil
+}
+
+// describe is an agent without its mark.
+func describe(b overlay.Binding) kernelAgent {
+	var agent kernelAgent
+	for _, a := range b.Addresses {
+		if a.Is4() {
+			agent.Ip4 = addrOf(a)
+		} else {
+			agent.Ip6 = addrOf(a)
+		}
+	}
+	if b.Guarded && !b.Host {
+		agent.Flags |= guarded
+	}
+	return agent
 }
 
 // idOf is the agent's id, if it has one: of an adopted state, which has no names, that of its address.
@@ -142,145 +149,44 @@ func (s *state) idOf(b overlay.Binding) uint32 {
 	return 0
 }
 
-func (s *state) add(old state, b overlay.Binding) error {
-	id := s.ids[b.Agent]
-	agent := kernelAgent{Mark: old.agents[id].Mark}
+func (s *state) claim(b overlay.Binding, id uint32) {
 	for _, a := range b.Addresses {
-		if a.Is4() {
-			agent.Ip4 = addrOf(a)
-		} else {
-			agent.Ip6 = addrOf(a)
-		}
 		s.owners[addrOf(a)] = id
 	}
-	if agent.Mark == 0 {
-		slot, err := s.freeSlot(old)
-		if err != nil {
-			return err
-		}
-		agent.Mark = uint32(markBase|slot) << 24
-	}
 	if b.Host {
-		s.settings.Host = id
-	} else {
-		s.settings.Busy = 1
-		if b.Guarded {
-			agent.Flags |= guarded
-			s.settings.Guards = 1
-		}
-		for _, g := range b.Cgroups {
-			s.cgroups[g] = id
-		}
-		for _, u := range b.UIDs {
-			s.users[u], s.settings.ByUser = id, 1
-		}
+		s.phase.Host = id
+		return
 	}
-	s.agents[id] = agent
-	return nil
+	s.phase.Busy = 1
+	if b.Guarded {
+		s.phase.Guards = 1
+	}
+	for _, g := range b.Cgroups {
+		s.cgroups[g] = id
+	}
+	for _, u := range b.UIDs {
+		s.users[u], s.phase.Users = id, 1
+	}
 }
 
-// freeSlot is a mark that nobody has, not even an agent that goes now.
-func (s *state) freeSlot(old state) (int, error) {
-	taken := make(map[uint32]bool)
-	for _, agents := range []map[uint32]kernelAgent{old.agents, s.agents} {
-		for _, a := range agents {
-			taken[a.Mark>>24&^markBase] = true
-		}
+// freeMark is a mark that nobody keeps; better one that nobody had.
+func freeMark(kept map[uint32]bool, old state) (uint32, error) {
+	had := make(map[uint32]bool)
+	for _, a := range old.agents {
+		had[a.Mark] = true
 	}
-	for slot := range maxSlots {
-		if !taken[uint32(slot)] {
-			return slot, nil
-		}
-	}
-	return 0, errTooManyAgents
-}
-
-// alone are destinations that a broader rule does not open: the link's own, and clouds' metadata.
-var alone = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("fd00:ec2::254/128")}
-
-// destinations are an agent's egress list as a trie has it, which finds the longest prefix alone: each prefix has the
-// ports of all that cover it.
-func destinations(agent uint32, allow []overlay.EgressAllow, now time.Time) map[kernelDestination]kernelPorts {
-	open := make(map[netip.Prefix][]overlay.EgressAllow)
-	for _, p := range alone {
-		open[p] = nil
-	}
-	for _, a := range allow {
-		open[a.Prefix] = append(open[a.Prefix], a)
-	}
-	var broad []netip.Prefix // few: names are opened address by address
-	for p := range open {
-		if !p.IsSingleIP() {
-			broad = append(broad, p)
-		}
-	}
-	out := make(map[kernelDestination]kernelPorts, len(open))
-	for p, own := range open {
-		ranges := slices.Clone(own)
-		for _, q := range broad {
-			if q != p && covers(q, p) {
-				ranges = append(ranges, open[q]...)
-			}
-		}
-		key := kernelDestination{Prefixlen: uint32(mappedBits(p) + prefixExtra), Agent: agent, Addr: addrOf(p.Addr())}
-		out[key] = portsOf(ranges, now)
-	}
-	return out
-}
-
-// covers reports whether what q opens is open in p, too.
-func covers(q, p netip.Prefix) bool {
-	if q.Addr().Is4() != p.Addr().Is4() || q.Bits() > p.Bits() || !q.Contains(p.Addr()) {
-		return false
-	}
-	for _, a := range alone {
-		if within(a, p) && !within(a, q) {
-			return false
-		}
-	}
-	return true
-}
-
-func within(outer, inner netip.Prefix) bool {
-	return outer.Addr().Is4() == inner.Addr().Is4() && outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
-}
-
-// portsOf joins ranges, those that last longest first: what does not fit is not open.
-func portsOf(allow []overlay.EgressAllow, now time.Time) kernelPorts {
-	slices.SortFunc(allow, func(a, b overlay.EgressAllow) int {
-		return cmp.Or(-compareUntil(a.Until, b.Until), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
-	})
-	var p kernelPorts
-	n := 0
-	for _, a := range allow {
-		r := kernelPortRange{First: a.First, Last: a.Last, Proto: a.Proto}
-		if !a.Until.IsZero() {
-			if !now.Before(a.Until) {
-				continue
-			}
-			r.Until = monotonic(a.Until, now)
-		}
-		again := slices.ContainsFunc(p.Range[:n], func(q kernelPortRange) bool {
-			return q.Proto == r.Proto && q.First <= r.First && r.Last <= q.Last
-		})
-		if again || n == maxPorts {
+	var free uint32
+	for slot := range uint32(maxSlots) {
+		mark := (markBase | slot) << 24
+		if kept[mark] {
 			continue
 		}
-		p.Range[n] = r
-		n++
+		if free = mark; !had[mark] {
+			break
+		}
 	}
-	return p
-}
-
-// compareUntil orders ends; zero is never and so last.
-func compareUntil(a, b time.Time) int {
-	switch {
-	case a.IsZero() && b.IsZero():
-		return 0
-	case a.IsZero():
-		return 1
-	case b.IsZero():
-		return -1
+	if free == 0 {
+		return 0, errTooManyAgents
 	}
-	return a.Compare(b)
+	return free, nil
 }

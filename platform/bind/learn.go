@@ -3,10 +3,9 @@ package bind
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 )
@@ -40,7 +39,7 @@ func (l *lessons) add(allow []overlay.EgressAllow, now time.Time) {
 }
 
 func (l *lessons) open(now time.Time) []overlay.EgressAllow {
-	return slices.DeleteFunc(slices.Clone(l.known), func(a overlay.EgressAllow) bool { return !a.Until.IsZero() && !now.Before(a.Until) })
+	return slices.DeleteFunc(slices.Clone(l.known), func(a overlay.EgressAllow) bool { return ended(a, now) })
 }
 
 var errUnbound = errors.New("no guarded agent of that name is bound")
@@ -50,8 +49,9 @@ var errUnbound = errors.New("no guarded agent of that name is bound")
 func (b *Binding) Learn(agent string, allow []overlay.EgressAllow) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	id, ok := b.state.ids[agent]
-	if !ok || b.state.agents[id].Flags&guarded == 0 {
+	id := b.state.ids[agent]
+	i := slices.IndexFunc(b.config.Agents, func(c overlay.Binding) bool { return c.Agent == agent })
+	if i < 0 || b.state.agents[id].Flags&guarded == 0 {
 		return fmt.Errorf("learn destinations of %s: %w", agent, errUnbound)
 	}
 	l := b.learned[agent]
@@ -60,17 +60,46 @@ func (b *Binding) Learn(agent string, allow []overlay.EgressAllow) error {
 		b.learned[agent] = l
 	}
 	l.add(allow, time.Now())
-	if err := b.converge(b.config); err != nil {
-		return fmt.Errorf("learn destinations of %s: %w", agent, err)
+	if err := b.list(id, b.config.Agents[i]); err != nil {
+		return errors.Join(fmt.Errorf("learn destinations of %s: %w", agent, err), b.readEgress())
 	}
 	return nil
 }
 
-// monotonic is a time as the kernel's programs count, ns since boot without suspends.
-func monotonic(at, now time.Time) uint64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 1 // long ago
+// recall drops what agents learned that are gone, or not guarded any more, and gives those of an adopted state what they
+// had learned before.
+func (b *Binding) recall(config overlay.BindingConfig) {
+	learned := make(map[string]*lessons)
+	for _, c := range config.Agents {
+		if !c.Guarded || c.Host {
+			continue
+		}
+		if l := b.learned[c.Agent]; l != nil {
+			learned[c.Agent] = l
+		} else if l := b.recovered[b.state.idOf(c)]; l != nil {
+			learned[c.Agent] = l
+		}
 	}
-	return uint64(ts.Nano() + int64(at.Sub(now)))
+	b.learned, b.recovered = learned, nil
+}
+
+// recollect finds in the kernel what agents had learned: what ends.
+func (b *Binding) recollect() {
+	b.recovered = make(map[uint32]*lessons)
+	for id, list := range b.egress {
+		l := &lessons{}
+		for to, ports := range list {
+			addr := addrFrom(to.Addr)
+			for _, r := range ports.Range {
+				if r.Until != 0 {
+					l.known = append(l.known, overlay.EgressAllow{
+						Prefix: netip.PrefixFrom(addr, addr.BitLen()), Proto: r.Proto, First: r.First, Last: r.Last, Until: b.clock.end(r.Until),
+					})
+				}
+			}
+		}
+		if len(l.known) > 0 {
+			b.recovered[id] = l
+		}
+	}
 }

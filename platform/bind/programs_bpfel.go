@@ -26,6 +26,11 @@ type kernelAgent struct {
 	Flags uint32
 }
 
+type kernelClaim struct {
+	_     structs.HostLayout
+	Agent [2]uint32
+}
+
 type kernelConfiguration struct {
 	_          structs.HostLayout
 	Netns      uint64
@@ -35,13 +40,10 @@ type kernelConfiguration struct {
 	Mask6      kernelAddr
 	Resolver4  kernelAddr
 	Resolver6  kernelAddr
-	Host       uint32
+	Phases     [2]kernelPhase
 	Generation uint32
-	Busy       uint32
-	Guards     uint32
-	ByUser     uint32
-	Pad        uint32
 	OwnPorts   [4]uint16
+	_          [4]byte
 }
 
 type kernelDestination struct {
@@ -58,19 +60,39 @@ type kernelEndpoint struct {
 	Pad  uint16
 }
 
+type kernelFlow struct {
+	_     structs.HostLayout
+	Src   kernelAddr
+	Dst   kernelAddr
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
 type kernelMember struct {
 	_          structs.HostLayout
 	Generation uint32
 	Agent      uint32
+	Ip4        kernelAddr
+	Ip6        kernelAddr
 }
 
 type kernelPast struct {
 	_          structs.HostLayout
-	Outward    uint32
-	Redirected uint32
+	Inward     uint8
+	Raw        uint8
+	Redirected uint8
+	Pad        uint8
 	Asked      kernelAddr
-	Agent      uint32
-	Generation uint32
+}
+
+type kernelPhase struct {
+	_      structs.HostLayout
+	Host   uint32
+	Busy   uint32
+	Guards uint32
+	Users  uint32
 }
 
 type kernelPortRange struct {
@@ -87,6 +109,13 @@ type kernelPorts struct {
 	Range [16]kernelPortRange
 }
 
+type kernelSender struct {
+	_       structs.HostLayout
+	At      uint64
+	Agent   uint32
+	Answers uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -98,6 +127,7 @@ const (
 	kernelMapEgress         = "egress"
 	kernelMapMembers        = "members"
 	kernelMapOwners         = "owners"
+	kernelMapSenders        = "senders"
 	kernelMapSettings       = "settings"
 	kernelMapSockets        = "sockets"
 	kernelMapUsers          = "users"
@@ -185,6 +215,7 @@ type kernelMapSpecs struct {
 	Egress   *ebpf.MapSpec `ebpf:"egress"`
 	Members  *ebpf.MapSpec `ebpf:"members"`
 	Owners   *ebpf.MapSpec `ebpf:"owners"`
+	Senders  *ebpf.MapSpec `ebpf:"senders"`
 	Settings *ebpf.MapSpec `ebpf:"settings"`
 	Sockets  *ebpf.MapSpec `ebpf:"sockets"`
 	Users    *ebpf.MapSpec `ebpf:"users"`
@@ -224,6 +255,7 @@ type kernelMaps struct {
 	Egress   *ebpf.Map `ebpf:"egress"`
 	Members  *ebpf.Map `ebpf:"members"`
 	Owners   *ebpf.Map `ebpf:"owners"`
+	Senders  *ebpf.Map `ebpf:"senders"`
 	Settings *ebpf.Map `ebpf:"settings"`
 	Sockets  *ebpf.Map `ebpf:"sockets"`
 	Users    *ebpf.Map `ebpf:"users"`
@@ -238,6 +270,7 @@ func (m *kernelMaps) Close() error {
 		m.Egress,
 		m.Members,
 		m.Owners,
+		m.Senders,
 		m.Settings,
 		m.Sockets,
 		m.Users,

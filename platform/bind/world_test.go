@@ -23,7 +23,7 @@ var (
 
 // world is a network namespace and a cgroup of its own, as a host has.
 type world struct {
-	t           *testing.T
+	t           testing.TB
 	root, netns string
 	pins        string
 	binding     *Binding
@@ -55,26 +55,27 @@ func unified(t testing.TB) string {
 }
 
 // newWorld has the interface with the addresses of agents 1 to 4 and of the resolver, an underlay address, and a binding.
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	name := fmt.Sprintf("bhbind%dx%d", os.Getpid(), worlds.Add(1))
 	w := &world{t: t, root: filepath.Join(unified(t), name), netns: name, pins: filepath.Join(bpfFS, "bulkhead-test", name)}
-	sh(t, "ip netns add "+name)
-	t.Cleanup(func() { sh(t, "ip netns delete "+name) })
 	w.group("")
+	// The kernel's sockets of a namespace are of whoever made it, as those of a machine are of the root of its cgroups.
+	sh(t, fmt.Sprintf("echo $$ >%s/cgroup.procs; ip netns add %s", w.root, name))
+	t.Cleanup(func() { sh(t, "ip netns delete "+name) })
 	w.shell(`ip link set lo up; ip link add bulkhead0 type veth peer name out; ip link set bulkhead0 up; ip link set out up
 		ip addr add 192.168.50.1/24 dev out; ip addr add 10.201.0.53/32 dev bulkhead0; ip addr add fd12:3456:789a::35/128 dev bulkhead0 nodad
 		for n in 1 2 3 4; do ip addr add 10.201.0.$n/32 dev bulkhead0; ip addr add fd12:3456:789a::$n/128 dev bulkhead0 nodad; done
 		ip route add 10.201.0.0/16 dev bulkhead0 src 10.201.0.1; ip route add fd12:3456:789a::/48 dev bulkhead0`)
-	w.open()
 	t.Cleanup(func() {
-		if err := w.binding.Close(); err != nil {
-			t.Error(err)
+		if w.binding != nil {
+			w.close()
 		}
 		if err := w.inside(func() error { return Remove(w.pins) }); err != nil {
 			t.Error(err)
 		}
 	})
+	w.open()
 	return w
 }
 
@@ -103,7 +104,12 @@ func (w *world) group(path string) uint64 {
 			w.t.Error(err)
 		}
 	})
-	id, err := inode(dir)
+	return w.id(path)
+}
+
+func (w *world) id(path string) uint64 {
+	w.t.Helper()
+	id, err := inode(filepath.Join(w.root, path))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -28,18 +28,27 @@ struct addr {
 	__u32 w[4];
 };
 
+// What identities follow from is there twice, for generations that are even and odd: the next is written where nobody looks,
+// and then holds all at once.
+struct phase {
+	__u32 host;   // the agent that is the whole host; 0: none
+	__u32 busy;   // there are agents that are not the whole host
+	__u32 guards; // some of them are guarded
+	__u32 users;  // some of them are users
+};
+
+struct claim {
+	__u32 agent[2]; // 0: nobody's
+};
+
 struct configuration {
-	__u64 netns;                 // cookie of the network namespace
-	struct addr net4, mask4;     // the overlay's ranges
+	__u64 netns;              // cookie of the network namespace
+	struct addr net4, mask4;  // the overlay's ranges
 	struct addr net6, mask6;
 	struct addr resolver4, resolver6;
-	__u32 host;                  // the agent that is the whole host; 0: none
-	__u32 generation;            // of all that identities follow from
-	__u32 busy;                  // there are agents that are not the whole host
-	__u32 guards;                // some of them are guarded
-	__u32 by_user;               // some of them are users
-	__u32 pad;
-	__u16 own_ports[OWN_PORTS];  // TCP ports of this host that are not for agents
+	struct phase phases[2];
+	__u32 generation;
+	__u16 own_ports[OWN_PORTS]; // TCP ports of this host that are not for agents
 };
 
 #define GUARDED 1
@@ -54,16 +63,33 @@ struct agent {
 struct member {
 	__u32 generation;
 	__u32 agent; // 0: nobody's
+	struct addr ip4, ip6;
 };
 
-// past is what is known of an agent's socket that has something to do outside the overlay.
+// past is what is known of a socket. What a listener accepts inherits it.
 struct past {
-	__u32 outward;     // it was opened by connect
-	__u32 redirected;  // its DNS queries go to the resolver
+	__u8 inward;       // it listens outside the overlay, or was accepted there
+	__u8 raw;          // a process made it, to write headers of its own
+	__u8 redirected;   // its DNS queries go to the resolver
+	__u8 pad;
 	struct addr asked; // where they were meant to go
-	__u32 agent;       // of a socket that its user makes an agent's, as of the generation
-	__u32 generation;
 };
+
+struct flow {
+	struct addr src, dst;
+	__u16 sport, dport; // of protocols that have them
+	__u8 proto;         // ICMPv6 counts as ICMP
+	__u8 pad[3];
+};
+
+// sender is the agent that sent a packet over lo. It counts as long as packets may take; then the flow may be another's.
+struct sender {
+	__u64 at; // CLOCK_MONOTONIC, ns
+	__u32 agent;
+	__u32 answers; // it does not go outward with it
+};
+
+#define TRANSIT 1000000000ull // ns
 
 struct destination {
 	__u32 prefixlen; // with the agent's 32 bits
@@ -103,14 +129,14 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
-	__type(value, __u32);
+	__type(value, struct claim);
 } cgroups SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct claim);
 } users SEC(".maps");
 
 struct {
@@ -124,7 +150,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 512);
 	__type(key, struct addr);
-	__type(value, __u32);
+	__type(value, struct claim);
 } owners SEC(".maps");
 
 struct {
@@ -136,7 +162,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 327680); // 64 agents' lists, with what they learn
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct destination);
 	__type(value, struct ports);
@@ -159,10 +185,17 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
 	__type(value, struct past);
 } sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384); // far more than lo holds between sending and arriving
+	__type(key, struct flow);
+	__type(value, struct sender);
+} senders SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

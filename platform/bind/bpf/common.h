@@ -3,10 +3,29 @@
 #pragma once
 #include "bind.h"
 
-static __always_inline struct configuration *config(void)
+// view is one generation of what identities follow from, for as long as a program runs.
+struct view {
+	const struct configuration *s;
+	const struct phase *p;
+	__u32 generation;
+};
+
+static __always_inline bool look(struct view *v)
 {
 	__u32 zero = 0;
-	return bpf_map_lookup_elem(&settings, &zero);
+	v->s = bpf_map_lookup_elem(&settings, &zero);
+	if (!v->s)
+		return false;
+	v->generation = *(const volatile __u32 *)&v->s->generation;
+	v->p = &v->s->phases[v->generation & 1];
+	return true;
+}
+
+// claimed is the agent that a cgroup, user or address is of; 0: none.
+static __always_inline __u32 claimed(const struct view *v, void *claims, const void *key)
+{
+	struct claim *c = bpf_map_lookup_elem(claims, key);
+	return c ? c->agent[v->generation & 1] : 0;
 }
 
 static __always_inline int refuse(enum drop why)
@@ -45,96 +64,106 @@ static __always_inline bool within(const struct addr *a, const struct addr *net,
 	       (a->w[2] & mask->w[2]) == net->w[2] && (a->w[3] & mask->w[3]) == net->w[3];
 }
 
-static __always_inline bool in_overlay(const struct configuration *s, const struct addr *a)
+static __always_inline bool in_overlay(const struct view *v, const struct addr *a)
 {
-	return within(a, &s->net4, &s->mask4) || within(a, &s->net6, &s->mask6);
+	return within(a, &v->s->net4, &v->s->mask4) || within(a, &v->s->net6, &v->s->mask6);
 }
 
-static __always_inline bool is_resolver(const struct configuration *s, const struct addr *a)
+static __always_inline bool is_resolver(const struct view *v, const struct addr *a)
 {
-	return same(a, &s->resolver4) || same(a, &s->resolver6);
+	return same(a, &v->s->resolver4) || same(a, &v->s->resolver6);
 }
 
 // unclaimed processes are the host's own: no agent, or the one that is whatever no other claims.
-static __always_inline bool unclaimed(const struct configuration *s, __u32 agent)
+static __always_inline bool unclaimed(const struct view *v, __u32 agent)
 {
-	return agent == 0 || agent == s->host;
+	return agent == 0 || agent == v->p->host;
 }
 
 // known is whose a cgroup is, if that was found out in this generation.
-static __always_inline struct member *known(const struct configuration *s, __u64 group)
+static __always_inline struct member *known(const struct view *v, __u64 group)
 {
 	struct member *m = bpf_map_lookup_elem(&members, &group);
-	return m && m->generation == s->generation ? m : 0;
+	return m && m->generation == v->generation ? m : 0;
 }
 
-static __always_inline void note(const struct configuration *s, __u64 group, __u32 agent)
+static __always_inline void note(const struct view *v, __u64 group, __u32 agent)
 {
-	struct member m = {.generation = s->generation, .agent = agent};
+	struct member m = {.generation = v->generation, .agent = agent};
+	struct agent *a = agent ? bpf_map_lookup_elem(&agents, &agent) : 0;
+	if (a) {
+		m.ip4 = a->ip4;
+		m.ip6 = a->ip6;
+	}
 	bpf_map_update_elem(&members, &group, &m, BPF_ANY);
 }
 
 // WALK finds the innermost claimed one among a cgroup and those above it, by a helper that names the one at a level.
-#define WALK(found, at_level)                                                  \
+#define WALK(v, found, at_level)                                               \
 	for (int level = 1; level < DEPTH; level++) {                          \
 		__u64 id = at_level;                                           \
 		if (!id)                                                       \
 			break;                                                 \
-		__u32 *claim = bpf_map_lookup_elem(&cgroups, &id);             \
+		__u32 claim = claimed(v, &cgroups, &id);                       \
 		if (claim)                                                     \
-			found = *claim;                                        \
+			found = claim;                                         \
 	}
 
-static __always_inline __u32 of_user(const struct configuration *s, __u32 uid)
-{
-	if (!s->by_user)
-		return 0;
-	__u32 *agent = bpf_map_lookup_elem(&users, &uid);
-	return agent ? *agent : 0;
-}
-
 // current_agent is the agent of the calling process: that of its innermost claimed cgroup, or of its user.
-static __always_inline __u32 current_agent(const struct configuration *s)
+static __always_inline __u32 current_agent(const struct view *v)
 {
 	__u64 group = bpf_get_current_cgroup_id();
-	struct member *m = known(s, group);
+	struct member *m = known(v, group);
 	__u32 agent = 0;
 	if (m) {
 		agent = m->agent;
 	} else {
-		WALK(agent, bpf_get_current_ancestor_cgroup_id(level));
-		note(s, group, agent);
+		WALK(v, agent, bpf_get_current_ancestor_cgroup_id(level));
+		note(v, group, agent);
 	}
-	if (!agent)
-		agent = of_user(s, (__u32)bpf_get_current_uid_gid());
-	return agent ? agent : s->host;
+	if (!agent && v->p->users) {
+		__u32 uid = (__u32)bpf_get_current_uid_gid();
+		agent = claimed(v, &users, &uid);
+	}
+	return agent ? agent : v->p->host;
 }
 
 // owner_of is the agent of a packet's socket: what the process was that made it.
-static __always_inline __u32 owner_of(struct __sk_buff *skb, const struct configuration *s)
+static __always_inline __u32 owner_of(struct __sk_buff *skb, const struct view *v, struct member **by_cgroup)
 {
 	__u64 group = bpf_skb_cgroup_id(skb);
-	struct member *m = known(s, group);
+	struct member *m = known(v, group);
 	__u32 agent = 0;
 	if (m) {
 		agent = m->agent;
+		*by_cgroup = m;
 	} else {
-		WALK(agent, bpf_skb_ancestor_cgroup_id(skb, level));
-		note(s, group, agent);
+		WALK(v, agent, bpf_skb_ancestor_cgroup_id(skb, level));
+		note(v, group, agent);
 	}
-	if (!agent && s->by_user)
-		agent = of_user(s, bpf_get_socket_uid(skb));
-	return agent ? agent : s->host;
+	if (!agent && v->p->users) {
+		__u32 uid = bpf_get_socket_uid(skb);
+		agent = claimed(v, &users, &uid);
+	}
+	return agent ? agent : v->p->host;
+}
+
+// has reports whether an address is an agent's: of one that is a cgroup, without looking far.
+static __always_inline bool has(const struct view *v, __u32 agent, const struct member *by_cgroup, const struct addr *a, bool v4)
+{
+	if (by_cgroup && by_cgroup->agent && (v4 ? a->w[3] == by_cgroup->ip4.w[3] : same(a, &by_cgroup->ip6)))
+		return true;
+	__u32 owner = claimed(v, &owners, a);
+	return owner && owner == agent;
 }
 
 // past_of is what is known of a packet's socket, if anything is.
-static __always_inline struct past *past_of(struct __sk_buff *skb, __u64 flags)
+static __always_inline struct past *past_of(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
-	if (!sk)
-		return 0;
-	sk = bpf_sk_fullsock(sk);
-	return sk ? bpf_sk_storage_get(&sockets, sk, 0, flags) : 0;
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	return sk ? bpf_sk_storage_get(&sockets, sk, 0, 0) : 0;
 }
 
 // listed reports whether an agent's egress list has a destination.
@@ -177,20 +206,20 @@ static __always_inline bool is_control(const struct addr *a, __u8 proto, __u16 p
 	return proto == IPPROTO_TCP && bpf_map_lookup_elem(&control, &key);
 }
 
-static __always_inline bool is_own_port(const struct configuration *s, __u8 proto, __u16 port)
+static __always_inline bool is_own_port(const struct view *v, __u8 proto, __u16 port)
 {
 	if (proto != IPPROTO_TCP)
 		return false;
 	for (int i = 0; i < OWN_PORTS; i++)
-		if (s->own_ports[i] && s->own_ports[i] == port)
+		if (v->s->own_ports[i] && v->s->own_ports[i] == port)
 			return true;
 	return false;
 }
 
 // may_leave judges a destination outside the overlay that is not this host.
-static __always_inline int may_leave(const struct configuration *s, __u32 agent, const struct addr *to, __u8 proto, __u16 port, bool answers)
+static __always_inline int may_leave(const struct view *v, __u32 agent, const struct addr *to, __u8 proto, __u16 port, bool answers)
 {
-	if (unclaimed(s, agent))
+	if (unclaimed(v, agent))
 		return ALLOW;
 	if (is_control(to, proto, port))
 		return refuse(CONTROL);

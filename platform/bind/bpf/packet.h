@@ -8,14 +8,16 @@
 
 #define ICMP_ECHO_REQUEST 8
 #define ICMPV6_ECHO_REQUEST 128
+#define FRAGMENT_OFFSET 0x1fff
+#define EXTENSIONS 8 // headers of IPv6 that are skipped
 
-// flow is what a packet says of itself; ports are of TCP and UDP only.
-struct flow {
-	struct addr src, dst;
-	__u8 proto; // ICMPv6 counts as ICMP
+// packet is one that was read; the ports and what follows only where they are needed.
+struct packet {
+	struct flow f;
+	__u32 at;   // of what comes after the IP headers
 	__u8 type;  // of ICMP
-	__u16 sport, dport;
 	bool v4;
+	bool later; // a later fragment
 };
 
 // at4 and at6 are the header of a packet, copied only where the kernel has it in pieces.
@@ -37,187 +39,195 @@ static __always_inline bool at6(struct __sk_buff *skb, struct ipv6hdr *copy, str
 	return !bpf_skb_load_bytes(skb, 0, copy, sizeof(*copy));
 }
 
-// dissect reads a packet's addresses and protocol. at is where the protocol's header begins.
-static __always_inline bool dissect(struct __sk_buff *skb, struct flow *f, __u32 *at)
+// dissect reads a packet's addresses and protocol, unless it is no IP.
+static __always_inline bool dissect(struct __sk_buff *skb, struct packet *p)
 {
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		struct iphdr copy, *h;
 		if (!at4(skb, &copy, &h))
 			return false;
-		f->v4 = true;
-		f->src = mapped(h->saddr);
-		f->dst = mapped(h->daddr);
-		f->proto = h->protocol;
-		*at = h->ihl * 4;
+		p->v4 = true;
+		p->f.src = mapped(h->saddr);
+		p->f.dst = mapped(h->daddr);
+		p->f.proto = h->protocol;
+		p->at = h->ihl * 4;
+		p->later = h->frag_off & bpf_htons(FRAGMENT_OFFSET);
 		return true;
 	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr copy, *h;
 		if (!at6(skb, &copy, &h))
 			return false;
-		__builtin_memcpy(&f->src, &h->saddr, sizeof(f->src));
-		__builtin_memcpy(&f->dst, &h->daddr, sizeof(f->dst));
-		f->proto = h->nexthdr;
-		*at = sizeof(*h);
+		__builtin_memcpy(&p->f.src, &h->saddr, sizeof(p->f.src));
+		__builtin_memcpy(&p->f.dst, &h->daddr, sizeof(p->f.dst));
+		p->f.proto = h->nexthdr;
+		p->at = sizeof(*h);
 		return true;
 	}
 	return false;
 }
 
-// details reads the ports, or the type of ICMP. A header that it does not know leaves the protocol to be what it says, with
-// ports 0.
-static __always_inline void details(struct __sk_buff *skb, struct flow *f, __u32 at)
+static __always_inline bool has_ports(__u8 proto)
 {
-	if (f->proto == IPPROTO_TCP || f->proto == IPPROTO_UDP) {
-		__u16 ports[2];
-		if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
-			return;
-		f->sport = bpf_ntohs(ports[0]);
-		f->dport = bpf_ntohs(ports[1]);
-	} else if (f->proto == IPPROTO_ICMP || f->proto == IPPROTO_ICMPV6) {
-		bpf_skb_load_bytes(skb, at, &f->type, 1);
-		f->proto = IPPROTO_ICMP;
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE || proto == IPPROTO_SCTP || proto == IPPROTO_DCCP;
+}
+
+// skip finds what is behind the extension headers of IPv6.
+static __always_inline bool skip(struct __sk_buff *skb, struct packet *p)
+{
+	for (int i = 0; i < EXTENSIONS; i++) {
+		__u8 h[4]; // next header, length, and of a fragment its offset
+		switch (p->f.proto) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+		case IPPROTO_FRAGMENT:
+			break;
+		default:
+			return true;
+		}
+		if (bpf_skb_load_bytes(skb, p->at, h, sizeof(h)))
+			return false;
+		if (p->f.proto == IPPROTO_FRAGMENT) {
+			p->later = h[2] || h[3] & 0xf8;
+			p->at += 8;
+		} else {
+			p->at += 8 + 8 * h[1];
+		}
+		p->f.proto = h[0];
 	}
+	return false;
+}
+
+// details reads the ports, or the type of ICMP. It fails at headers that no program needs; of later fragments the ports
+// are 0.
+static __always_inline bool details(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p->v4 && !skip(skb, p))
+		return false;
+	if (has_ports(p->f.proto) && !p->later) {
+		__u16 ports[2];
+		if (bpf_skb_load_bytes(skb, p->at, ports, sizeof(ports)))
+			return false;
+		p->f.sport = bpf_ntohs(ports[0]);
+		p->f.dport = bpf_ntohs(ports[1]);
+	} else if (p->f.proto == IPPROTO_ICMP || p->f.proto == IPPROTO_ICMPV6) {
+		bpf_skb_load_bytes(skb, p->at, &p->type, 1);
+		p->f.proto = IPPROTO_ICMP;
+	}
+	return true;
 }
 
 // of_overlay is in_overlay where the family is known: this is asked for every packet of the host.
-static __always_inline bool of_overlay(const struct configuration *s, const struct flow *f, const struct addr *a)
+static __always_inline bool of_overlay(const struct view *v, const struct packet *p, const struct addr *a)
 {
-	if (f->v4)
-		return (a->w[3] & s->mask4.w[3]) == s->net4.w[3];
-	return within(a, &s->net6, &s->mask6);
+	if (p->v4)
+		return (a->w[3] & v->s->mask4.w[3]) == v->s->net4.w[3];
+	return within(a, &v->s->net6, &v->s->mask6);
 }
 
 // of_kernel reports whether a packet is the kernel's own: an answer to a ping, an error, a reset. Its sockets are raw ones
-// that belong to whoever made the network namespace.
-static __always_inline bool of_kernel(struct __sk_buff *skb, const struct flow *f)
+// that no process made.
+static __always_inline bool of_kernel(struct __sk_buff *skb, struct packet *p)
 {
 	struct bpf_sock *sk = skb->sk;
-	if (!sk)
-		return false;
-	sk = bpf_sk_fullsock(sk);
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
 	if (!sk || sk->type != SOCK_RAW)
 		return false;
-	return f->proto == IPPROTO_TCP ||
-	       (f->proto == IPPROTO_ICMP && f->type != (f->v4 ? ICMP_ECHO_REQUEST : ICMPV6_ECHO_REQUEST));
+	struct past *past = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if ((past && past->raw) || !details(skb, p))
+		return false;
+	return p->f.proto == IPPROTO_TCP ||
+	       (p->f.proto == IPPROTO_ICMP && p->type != (p->v4 ? ICMP_ECHO_REQUEST : ICMPV6_ECHO_REQUEST));
 }
 
 // knows_namespace is false on kernels before 6.15, which do not tell programs about packets the network namespace.
 volatile const bool knows_namespace = true;
 
-static __always_inline bool here(const struct configuration *s, struct __sk_buff *skb)
+static __always_inline bool here(const struct view *v, struct __sk_buff *skb)
 {
-	return s && (!knows_namespace || bpf_get_netns_cookie(skb) == s->netns);
+	return !knows_namespace || bpf_get_netns_cookie(skb) == v->s->netns;
 }
 
-// sign writes on a socket whose it is: where its packets arrive, its user cannot be asked for.
-static __always_inline void sign(struct __sk_buff *skb, const struct configuration *s, __u32 agent)
+// introduced judges what an agent sends over lo, past the overlay. Most of that is judged where it arrives: there it is
+// known who sent it, by this.
+static __always_inline int introduced(struct __sk_buff *skb, const struct view *v, const struct packet *p, __u32 agent, const struct past *past)
 {
-	struct past *past = past_of(skb, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!past)
-		return;
-	past->agent = agent;
-	past->generation = s->generation;
+	if (is_own_port(v, p->f.proto, p->f.dport))
+		return refuse(CONTROL);
+	if (past && past->raw && has_ports(p->f.proto)) // whose flow it is in, nobody knows
+		return refuse(FOREIGN_SOURCE);
+	if (p->f.proto == IPPROTO_ICMP) // the kernel answers for both ends
+		return ALLOW;
+	struct sender is = {.at = bpf_ktime_get_ns(), .agent = agent, .answers = p->f.proto == IPPROTO_TCP && past && past->inward};
+	struct sender *was = bpf_map_lookup_elem(&senders, &p->f);
+	if (was)
+		*was = is;
+	else if (bpf_map_update_elem(&senders, &p->f, &is, BPF_ANY))
+		return refuse(NEIGHBOUR);
+	return ALLOW;
 }
 
 SEC("cgroup_skb/egress")
 int leaves(struct __sk_buff *skb)
 {
-	struct configuration *s = config();
-	if (!here(s, skb))
+	struct view v;
+	if (!look(&v) || !here(&v, skb))
 		return ALLOW;
-	struct flow f = {};
-	__u32 at;
-	if (!dissect(skb, &f, &at))
+	struct packet p = {};
+	if (!dissect(skb, &p))
 		return ALLOW;
-	bool from_overlay = of_overlay(s, &f, &f.src), to_overlay = of_overlay(s, &f, &f.dst);
-	if (!from_overlay && !to_overlay && !s->busy)
+	bool from_overlay = of_overlay(&v, &p, &p.f.src), to_overlay = of_overlay(&v, &p, &p.f.dst);
+	if (!from_overlay && !to_overlay && !v.p->busy)
 		return ALLOW;
-	__u32 agent = owner_of(skb, s);
+	struct member *by_cgroup = 0;
+	__u32 agent = owner_of(skb, &v, &by_cgroup);
 	if (from_overlay) {
-		__u32 *owner = bpf_map_lookup_elem(&owners, &f.src);
-		if (owner && *owner == agent)
+		if (has(&v, agent, by_cgroup, &p.f.src, p.v4))
 			return ALLOW;
-		details(skb, &f, at);
-		if (unclaimed(s, agent) && (is_resolver(s, &f.src) || of_kernel(skb, &f)))
+		if (unclaimed(&v, agent) && (is_resolver(&v, &p.f.src) || of_kernel(skb, &p)))
 			return ALLOW;
 		return refuse(FOREIGN_SOURCE);
 	}
 	if (to_overlay) // no agent has this source; that the host's own cannot, the firewall sees to
-		return unclaimed(s, agent) ? ALLOW : refuse(FOREIGN_SOURCE);
-	if (unclaimed(s, agent))
+		return unclaimed(&v, agent) ? ALLOW : refuse(FOREIGN_SOURCE);
+	if (unclaimed(&v, agent))
 		return ALLOW;
-	details(skb, &f, at);
-	if (skb->ifindex == LOOPBACK) { // judged where it arrives
-		if (s->by_user)
-			sign(skb, s, agent);
-		return is_own_port(s, f.proto, f.dport) ? refuse(CONTROL) : ALLOW;
-	}
-	struct past *past = past_of(skb, 0);
-	bool answers = f.proto == IPPROTO_TCP && !(past && past->outward);
-	return may_leave(s, agent, &f.dst, f.proto, f.dport, answers);
+	if (!details(skb, &p))
+		return refuse(EGRESS);
+	struct past *past = past_of(skb);
+	if (skb->ifindex == LOOPBACK)
+		return introduced(skb, &v, &p, agent, past);
+	return may_leave(&v, agent, &p.f.dst, p.f.proto, p.f.dport, p.f.proto == IPPROTO_TCP && past && past->inward);
 }
 
-// sender is the agent of the socket on this host that sent a packet, and whether it did so on its own account; nobody if
-// there is no such socket.
-static __always_inline __u32 sender(struct __sk_buff *skb, const struct configuration *s, const struct flow *f, bool *outward)
+// notice marks a socket that listens: what it accepts goes inward, and nothing else does. Those of the host's own are
+// marked only where there are guards, for which it counts if they come to be an agent's.
+static __always_inline void notice(struct __sk_buff *skb, const struct view *v, __u32 agent)
 {
-	struct bpf_sock_tuple t = {};
-	__u32 size;
-	if (f->v4) {
-		t.ipv4.saddr = f->dst.w[3];
-		t.ipv4.daddr = f->src.w[3];
-		t.ipv4.sport = bpf_htons(f->dport);
-		t.ipv4.dport = bpf_htons(f->sport);
-		size = sizeof(t.ipv4);
-	} else {
-		__builtin_memcpy(t.ipv6.saddr, &f->dst, sizeof(f->dst));
-		__builtin_memcpy(t.ipv6.daddr, &f->src, sizeof(f->src));
-		t.ipv6.sport = bpf_htons(f->dport);
-		t.ipv6.dport = bpf_htons(f->sport);
-		size = sizeof(t.ipv6);
-	}
-	struct bpf_sock *sk = f->proto == IPPROTO_TCP ? bpf_sk_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0) :
-							bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return 0;
-	__u64 group = bpf_sk_cgroup_id(sk);
-	struct member *m = known(s, group);
-	__u32 agent = 0;
-	if (m) {
-		agent = m->agent;
-	} else {
-		WALK(agent, bpf_sk_ancestor_cgroup_id(sk, level));
-		note(s, group, agent);
-	}
-	struct past *past = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (past) {
-		*outward = past->outward;
-		if (!agent && past->generation == s->generation)
-			agent = past->agent;
-	}
-	bpf_sk_release(sk);
-	return agent;
+	struct bpf_sock *sk = skb->sk;
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (!sk || (!v->p->guards && unclaimed(v, agent)))
+		return;
+	struct past *past = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (past)
+		past->inward = 1;
 }
 
-// arrives_here judges what one process of this host sends to another past the overlay.
-static __always_inline int arrives_here(struct __sk_buff *skb, const struct configuration *s, struct flow *f, __u32 at)
+// arrives_over_lo judges what one process of this host sends to another past the overlay.
+static __always_inline int arrives_over_lo(struct __sk_buff *skb, const struct view *v, struct packet *p, __u32 agent)
 {
-	if (f->proto != IPPROTO_TCP && f->proto != IPPROTO_UDP)
+	if ((unclaimed(v, agent) && !v->p->guards) || !details(skb, p)) // what has no details did not leave an agent
 		return ALLOW;
-	__u32 receiver = owner_of(skb, s);
-	if (unclaimed(s, receiver) && !s->guards)
+	struct sender *from = bpf_map_lookup_elem(&senders, &p->f);
+	if (!from || from->agent == agent || bpf_ktime_get_ns() - from->at > TRANSIT)
 		return ALLOW;
-	details(skb, f, at);
-	bool outward = false;
-	__u32 from = sender(skb, s, f, &outward);
-	if (unclaimed(s, from) || from == receiver)
-		return ALLOW;
-	if (!unclaimed(s, receiver))
+	if (!unclaimed(v, agent))
 		return refuse(NEIGHBOUR);
-	struct agent *a = bpf_map_lookup_elem(&agents, &from);
-	bool answers = f->proto == IPPROTO_TCP && !outward;
-	if (!a || !(a->flags & GUARDED) || answers || listed(from, &f->dst, f->proto, f->dport))
+	struct agent *a = bpf_map_lookup_elem(&agents, &from->agent);
+	if (!a || !(a->flags & GUARDED) || from->answers || listed(from->agent, &p->f.dst, p->f.proto, p->f.dport))
 		return ALLOW;
 	return refuse(EGRESS);
 }
@@ -225,20 +235,24 @@ static __always_inline int arrives_here(struct __sk_buff *skb, const struct conf
 SEC("cgroup_skb/ingress")
 int arrives(struct __sk_buff *skb)
 {
-	struct configuration *s = config();
-	if (!here(s, skb))
+	struct view v;
+	if (!look(&v) || !here(&v, skb))
 		return ALLOW;
-	bool near = skb->ifindex == LOOPBACK && s->busy;
-	struct flow f = {};
-	__u32 at;
-	if (!dissect(skb, &f, &at))
+	struct packet p = {};
+	if (!dissect(skb, &p))
 		return ALLOW;
-	if (!of_overlay(s, &f, &f.dst))
-		return near ? arrives_here(skb, s, &f, at) : ALLOW;
-	if (is_resolver(s, &f.dst))
+	bool overlay = of_overlay(&v, &p, &p.f.dst), over_lo = skb->ifindex == LOOPBACK;
+	bool listens = p.f.proto == IPPROTO_TCP && skb->sk && skb->sk->state == BPF_TCP_LISTEN;
+	if (!overlay && (!v.p->busy || (!over_lo && !listens)))
 		return ALLOW;
-	__u32 *owner = bpf_map_lookup_elem(&owners, &f.dst);
-	if (!owner)
-		return refuse(FOREIGN_RECEIVE);
-	return *owner == owner_of(skb, s) ? ALLOW : refuse(FOREIGN_RECEIVE);
+	struct member *by_cgroup = 0;
+	__u32 agent = owner_of(skb, &v, &by_cgroup);
+	if (!overlay) {
+		if (listens)
+			notice(skb, &v, agent);
+		return over_lo ? arrives_over_lo(skb, &v, &p, agent) : ALLOW;
+	}
+	if (is_resolver(&v, &p.f.dst)) // the daemon's
+		return unclaimed(&v, agent) ? ALLOW : refuse(FOREIGN_RECEIVE);
+	return has(&v, agent, by_cgroup, &p.f.dst, p.v4) ? ALLOW : refuse(FOREIGN_RECEIVE);
 }
