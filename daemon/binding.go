@@ -21,8 +21,10 @@ import (
 // binder ties agents to processes, in the kernel.
 type binder interface {
 	overlay.Binder
-	Learn(agent string, allow []overlay.EgressAllow) error
-	Limits(overlay.BindingConfig) []string // what it cannot enforce of that, in words
+	Learn(agent, name string, allow []overlay.EgressAllow) error
+	Review(keep func(agent, name string, allow overlay.EgressAllow) bool) error // of what was learned
+	Restore() (restored bool, err error)                                        // what other programs took away
+	Limits(overlay.BindingConfig) []string                                      // what it cannot enforce of that, in words
 	Drops() (map[string]uint64, error)
 	Route() error // has the routes choose the source of sockets that cannot be told theirs; needs the interface and its addresses
 	Close() error

@@ -62,7 +62,8 @@ type daemon struct {
 	roster      *roster
 	runs        *runs
 	names       *names.Server
-	newPolicy   chan struct{} // the authority has one
+	firstPolicy *signed.VerifiedPolicy // in force when the daemon started; nil: none
+	newPolicy   chan struct{}          // the authority has one
 	stop        context.CancelFunc
 
 	publishError atomic.Pointer[error]    // why the mesh does not take the authority's policy
@@ -189,6 +190,7 @@ func (d *daemon) assemble() error {
 	if err != nil {
 		return err
 	}
+	d.firstPolicy = d.mesh.Snapshot().Policy
 	d.workloads = workload.New(workload.Options{Root: d.cgroupRoot, Sockets: d.config.ContainerSockets, Logger: d.log.With("part", "workload")})
 	d.roster.watch()
 	if d.names, err = d.newNames(); err != nil {
@@ -258,6 +260,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	run("agent socket", d.serveAgents)
 	run("SPIFFE", d.serveSPIFFE)
 	run("names", d.names.Run)
+	run("egress", d.reviewNames)
 	run("interface", enforcer.guard)
 	run("firewall", func(ctx context.Context) error { return d.firewall.Guard(ctx, d.drifted) })
 	run("renewal", d.renew)

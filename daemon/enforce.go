@@ -64,6 +64,11 @@ func (e *enforcer) guard(ctx context.Context) error {
 		} else if restored {
 			e.log.Warn("the interface was changed by another program and put back", "interface", e.name)
 		}
+		if restored, err = e.binder.Restore(); err != nil {
+			e.log.Error("what ties agents to their processes is not restored; trying again", "error", err)
+		} else if restored {
+			e.log.Warn("another program detached what ties agents to their processes; it is put back")
+		}
 	}
 }
 

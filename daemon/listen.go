@@ -91,7 +91,8 @@ func (d *daemon) asker(conn net.Conn) (api.Asker, error) {
 		return api.Asker{}, errNoSocket
 	}
 	c, err := d.attest(unix)
-	return api.Asker{PID: c.PID, UID: c.UID, Agent: c.agent}, err
+	verify := func() error { return c.Inspect(unix, func(int) error { return nil }) }
+	return api.Asker{PID: c.PID, UID: c.UID, Agent: c.agent, Verify: verify}, err
 }
 
 // serveSPIFFE serves the SPIFFE Workload API.

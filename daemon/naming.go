@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"time"
@@ -84,11 +85,44 @@ func (d directory) egressTo(agent, name string) []segment.Ports {
 func (d directory) learn(agent, name string, addrs []netip.Addr, ttl time.Duration) error {
 	var allow []overlay.EgressAllow
 	until := time.Now().Add(ttl)
+	ports := d.egressTo(agent, name)
 	for _, addr := range addrs {
-		for _, a := range overlay.EgressTo(netip.PrefixFrom(addr, addr.BitLen()), d.egressTo(agent, name)) {
+		for _, a := range overlay.EgressTo(netip.PrefixFrom(addr, addr.BitLen()), ports) {
 			a.Until = until
 			allow = append(allow, a)
 		}
 	}
-	return d.binder.Learn(agent, allow)
+	if err := d.binder.Learn(agent, name, allow); err != nil {
+		return err
+	}
+	if !slices.Equal(ports, d.egressTo(agent, name)) { // the policy changed meanwhile
+		return d.binder.Review(d.keeps)
+	}
+	return nil
+}
+
+// keeps reports whether the agent's egress list still opens what a name was resolved to. What an earlier daemon learned
+// counts until the policy changes.
+func (d directory) keeps(agent, name string, a overlay.EgressAllow) bool {
+	if name == "" {
+		return d.mesh.Snapshot().Policy == d.firstPolicy
+	}
+	return slices.ContainsFunc(d.egressTo(agent, name), func(p segment.Ports) bool {
+		return uint8(p.Proto) == a.Proto && p.First == a.First && p.Last == a.Last
+	})
+}
+
+// reviewNames closes what names were resolved to as soon as policy does not name them any more, until ctx ends.
+func (d *daemon) reviewNames(ctx context.Context) error {
+	for {
+		changed := d.mesh.Changed()
+		if err := d.binder.Review(directory{d}.keeps); err != nil {
+			d.log.Error("close what policy does not name any more", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
 }

@@ -62,7 +62,7 @@ func (l local) Run(ctx context.Context, asker api.Asker, r api.RunRequest, enter
 	if l.credentials.get().agent(r.Agent).Chain == nil {
 		return &authority.Error{Code: authority.CodeDenied, Field: "agent", Message: fmt.Sprintf("agent %q waits for approval: its labels are outside this host's grant", r.Agent), Fix: "an operator lets it in with `bulkhead agent approve " + r.Agent + "`"}
 	}
-	s, err := scope.Enter(ctx, scope.Options{Root: l.cgroupRoot}, r.Agent, asker.PID)
+	s, err := scope.Enter(ctx, scope.Options{Root: l.cgroupRoot, Verify: asker.Verify}, r.Agent, asker.PID)
 	if err != nil {
 		return err
 	}

@@ -123,17 +123,22 @@ func linkRoutes(link netlink.Link, addrs []netip.Addr, prefixes []netip.Prefix) 
 // RestoreLink puts back what another program took away of what ConfigureLink made, and says whether there was
 // something. It asks for each part alone and so stays cheap on a machine with many addresses and routes.
 func RestoreLink(name string, mtu int, addrs []netip.Addr, prefixes []netip.Prefix) (restored bool, err error) {
-	link, err := netlink.LinkByName(name)
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // one socket for all questions
+	if err != nil {
+		return false, fmt.Errorf("restore %s: %w", name, err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
 	if err != nil {
 		return false, fmt.Errorf("restore %s: %w", name, err)
 	}
 	missing := link.Attrs().RawFlags&unix.IFF_UP == 0
 	if !missing {
 		for _, addr := range addrs {
-			missing = missing || netlink.AddrAdd(link, hostAddress(addr)) == nil // there already: an error
+			missing = missing || h.AddrAdd(link, hostAddress(addr)) == nil // there already: an error
 		}
 		for _, route := range linkRoutes(link, addrs, prefixes) {
-			missing = missing || netlink.RouteAdd(route) == nil
+			missing = missing || h.RouteAdd(route) == nil
 		}
 	}
 	if !missing {

@@ -80,7 +80,7 @@ func livingGroups(owners []Owner) ([]Owner, map[string]uint64) {
 	root, err := CgroupRoot()
 	gone := func(group string) bool {
 		var st unix.Stat_t
-		if err != nil || !inRule(group) || unix.Stat(filepath.Join(root, group), &st) != nil {
+		if err != nil || !RuleNames(group) || unix.Stat(filepath.Join(root, group), &st) != nil {
 			return true
 		}
 		inodes[group] = st.Ino
@@ -93,8 +93,8 @@ func livingGroups(owners []Owner) ([]Owner, map[string]uint64) {
 	return living, inodes
 }
 
-// inRule reports whether a rule can name a cgroup's path.
-func inRule(path string) bool {
+// RuleNames reports whether a rule can name a cgroup's path, from the root of cgroup v2.
+func RuleNames(path string) bool {
 	odd := func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '"' || r == '\'' }
 	return path != "" && path != "." && len(path) <= maxGroupPath && !strings.ContainsFunc(path, odd)
 }
@@ -174,18 +174,16 @@ func (x *xtables) removeOwners(ctx context.Context) error {
 	return runChild(ctx, b.Bytes(), x.restore, "--noflush", "--wait", fmt.Sprint(lockSeconds))
 }
 
-// CgroupPaths are the paths, from the root of cgroup v2, of cgroups below root with these IDs; of those that are gone there
-// is none, and none of those whose name a rule cannot have.
-func CgroupPaths(root string, ids []uint64) ([]string, error) {
+// CgroupPaths are the paths, from the root of cgroup v2, of cgroups below root with these IDs; those that are gone have none.
+func CgroupPaths(root string, ids []uint64) (map[uint64]string, error) {
+	paths := make(map[uint64]string, len(ids))
 	if root == "" || len(ids) == 0 {
-		return nil, nil
+		return paths, nil
 	}
 	mount, err := CgroupRoot()
 	if err != nil {
 		return nil, err
 	}
-	var paths []string
-	left := len(ids)
 	err = filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return nil // it went meanwhile
@@ -194,14 +192,13 @@ func CgroupPaths(root string, ids []uint64) ([]string, error) {
 		if unix.Stat(name, &st) != nil || !slices.Contains(ids, st.Ino) {
 			return nil
 		}
-		if rel, err := filepath.Rel(mount, name); err == nil && inRule(rel) {
-			paths = append(paths, rel)
+		if rel, err := filepath.Rel(mount, name); err == nil {
+			paths[st.Ino] = rel
 		}
-		if left--; left == 0 {
+		if len(paths) == len(ids) {
 			return fs.SkipAll
 		}
 		return nil
 	})
-	slices.Sort(paths)
 	return paths, err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -209,9 +210,9 @@ func newCrew(t *testing.T, w *world) *crew {
 		}
 		groups, err := CgroupPaths(c.top, b.Cgroups)
 		if err != nil || len(groups) != len(b.Cgroups) {
-			t.Fatalf("paths %q of %v: %v", groups, b.Cgroups, err)
+			t.Fatalf("paths %v of %v: %v", groups, b.Cgroups, err)
 		}
-		c.owners = append(c.owners, Owner{Addresses: b.Addresses, UIDs: b.UIDs, Groups: groups})
+		c.owners = append(c.owners, Owner{Addresses: b.Addresses, UIDs: b.UIDs, Groups: slices.Sorted(maps.Values(groups))})
 	}
 	return c
 }

@@ -70,6 +70,8 @@ type Asker struct {
 	Agent string // empty: it is none
 	UID   int
 	PID   int
+
+	Verify func() error // nil, or why PID may be another process's by now
 }
 
 // RunRequest asks to make the asking process, and all that it starts, an agent's.

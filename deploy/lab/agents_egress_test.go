@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -185,6 +186,29 @@ func TestEgressIsGuarded(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+	})
+	t.Run("withdrawal", func(t *testing.T) {
+		z.set("api.example.com", other)
+		if r, err := retriever.Tell(Order{Do: "lookup", Remote: "api.example.com", Server: "192.0.2.53:53"}); err != nil || r.Error != "" {
+			t.Fatal(r, err)
+		}
+		if _, err := retriever.Do(Order{Do: "hold", Network: "tcp", Remote: netip.AddrPortFrom(other, 8002).String()}); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Apply(t.Context(), strings.Replace(egressPolicy, "{to: api.example.com,", "{to: www.example.com,", 1)); err != nil {
+			t.Fatal(err)
+		}
+		err := Eventually(t.Context(), time.Second, func() error {
+			r, err := retriever.Tell(Order{Do: "say"})
+			if err == nil && r.Error == "" {
+				err = errors.New("a connection to what a withdrawn name led to goes on")
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		reaches(retriever, other, 8002, false)
 	})
 	t.Run("rebinding", func(t *testing.T) {
 		inner := c.agents["planner1"].Addresses[0]

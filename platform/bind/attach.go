@@ -91,27 +91,84 @@ func newLink(root, pin string, h hook) (link.Link, error) {
 	return l, nil
 }
 
-// Check is nil if all programs are attached where they were.
-func (b *Binding) Check() error {
+// Restore puts back what another program detached or unpinned, and says whether there was something.
+func (b *Binding) Restore() (restored bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	root, err := inode(b.options.Root)
 	if err != nil {
+		return false, fmt.Errorf("restore bindings: %w", err)
+	}
+	hooks := b.hooks()
+	for name, held := range b.links {
+		if held.intact(root) {
+			continue
+		}
+		if err := b.replace(name, hooks[name]); err != nil {
+			return restored, fmt.Errorf("restore bindings: %s: %w", name, err)
+		}
+		restored = true
+	}
+	if pinned, err := b.pinMaps(); err != nil || pinned {
+		return true, err
+	}
+	return restored, nil
+}
+
+// intact reports whether the program is attached to that cgroup, and stays when the daemon is gone.
+func (a *attachment) intact(root uint64) bool {
+	info, err := a.link.Info()
+	if err != nil {
+		return false
+	}
+	if c := info.Cgroup(); c == nil || c.CgroupId != root {
+		return false
+	}
+	_, err = os.Stat(a.pin)
+	return err == nil
+}
+
+// replace attaches a program anew before it lets go of the attachment that is not whole.
+func (b *Binding) replace(name string, h hook) error {
+	if err := pinnable(b.options.PinDir); err != nil {
 		return err
 	}
-	for name, l := range b.links {
-		info, err := l.link.Info()
-		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrDrift, name, err)
-		}
-		if c := info.Cgroup(); c == nil || c.CgroupId != root {
-			return fmt.Errorf("%w: %s is detached", ErrDrift, name)
-		}
-		if _, err := os.Stat(l.pin); err != nil {
-			return fmt.Errorf("%w: %w", ErrDrift, err)
-		}
+	old := b.links[name]
+	if err := os.Remove(old.pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return nil
+	l, err := newLink(b.options.Root, old.pin, h)
+	if err != nil {
+		return err
+	}
+	b.links[name] = &attachment{l, old.pin}
+	return old.link.Close()
+}
+
+// pinMaps pins those maps again whose pins are gone.
+func (b *Binding) pinMaps() (pinned bool, err error) {
+	k := &b.objects.kernelMaps
+	for name, m := range map[string]*ebpf.Map{
+		kernelMapAgents: k.Agents, kernelMapCgroups: k.Cgroups, kernelMapControl: k.Control, kernelMapDrops: k.Drops, kernelMapEgress: k.Egress,
+		kernelMapOwners: k.Owners, kernelMapSenders: k.Senders, kernelMapSettings: k.Settings, kernelMapSockets: k.Sockets, kernelMapUsers: k.Users,
+	} {
+		if !m.IsPinned() {
+			continue
+		}
+		pin := filepath.Join(b.options.PinDir, name)
+		if _, err := os.Stat(pin); err == nil {
+			continue
+		}
+		again, err := m.Clone() // which knows of no pin
+		if err != nil {
+			return pinned, fmt.Errorf("pin %s: %w", name, err)
+		}
+		if err := errors.Join(again.Pin(pin), again.Close()); err != nil {
+			return pinned, fmt.Errorf("pin %s: %w", name, err)
+		}
+		pinned = true
+	}
+	return pinned, nil
 }
 
 // inode is the number of a directory, which for a cgroup is its ID.

@@ -30,12 +30,8 @@ type Options struct {
 	Logger    *slog.Logger
 }
 
-var (
-	// ErrUnsupported is wrapped by errors that say why this host cannot bind agents to addresses.
-	ErrUnsupported = errors.New("eBPF binding is not available")
-	// ErrDrift is wrapped by the error of Check when programs are not attached as they were.
-	ErrDrift = errors.New("bindings differ from what was applied")
-)
+// ErrUnsupported is wrapped by errors that say why this host cannot bind agents to addresses.
+var ErrUnsupported = errors.New("eBPF binding is not available")
 
 // Binding is what enforces whose addresses are whose. Its methods are safe for concurrent use.
 type Binding struct {

@@ -169,10 +169,10 @@ func TestLearnedDestinationsEnd(t *testing.T) {
 	}
 	lesson := allow(outside4+"/32", tcp, 7002)
 	lesson.Until = time.Now().Add(400 * time.Millisecond)
-	if err := c.binding.Learn("bob", []overlay.EgressAllow{lesson}); err == nil {
+	if err := c.binding.Learn("bob", "api.example.com", []overlay.EgressAllow{lesson}); err == nil {
 		t.Error("bob, who is not guarded, learns")
 	}
-	if err := c.binding.Learn("alice", []overlay.EgressAllow{lesson}); err != nil {
+	if err := c.binding.Learn("alice", "api.example.com", []overlay.EgressAllow{lesson}); err != nil {
 		t.Fatal(err)
 	}
 	if err := asks(":7002"); err != "" && time.Now().Before(lesson.Until) {
@@ -188,6 +188,36 @@ func TestLearnedDestinationsEnd(t *testing.T) {
 	}
 	if time.Now().Before(lesson.Until) {
 		t.Error("what was learned ended early")
+	}
+}
+
+// What the name of an answer does not open any more is closed, also to what runs.
+func TestReviewClosesWhatNamesOpened(t *testing.T) {
+	c := newCast(t)
+	c.outside()
+	c.guard()
+	lesson := allow(outside4+"/32", tcp, 7001)
+	lesson.Until = time.Now().Add(time.Hour)
+	for _, name := range []string{"api.example.com", "www.example.com"} {
+		if err := c.binding.Learn("alice", name, []overlay.EgressAllow{lesson}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.alice.must(order{Do: "keep", Network: "tcp", Remote: outside4 + ":7001"})
+	review := func(keep string) {
+		t.Helper()
+		err := c.binding.Review(func(agent, name string, a overlay.EgressAllow) bool {
+			return agent == "alice" && name == keep && a.Prefix == lesson.Prefix
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	review("www.example.com")
+	c.alice.must(order{Do: "again"})
+	review("")
+	if r := c.alice.tell(order{Do: "again"}); r.Error == "" {
+		t.Error("what a name opened goes on without it")
 	}
 }
 

@@ -75,7 +75,7 @@ func TestBindingsAreAdopted(t *testing.T) {
 	lesson := allow(outside4+"/32", tcp, 7002)
 	lesson.Until = time.Now().Add(time.Hour)
 	c.guard(allow(outside4+"/32", tcp, 7001))
-	if err := c.binding.Learn("alice", []overlay.EgressAllow{lesson}); err != nil {
+	if err := c.binding.Learn("alice", "api.example.com", []overlay.EgressAllow{lesson}); err != nil {
 		t.Fatal(err)
 	}
 	c.bob.must(order{Do: "serve", Network: "tcp", Local: at(address(2, false), 8080)})
@@ -108,36 +108,44 @@ func TestBindingsAreAdopted(t *testing.T) {
 	if _, now := c.kernelIDs(); fmt.Sprint(now) != fmt.Sprint(maps) || c.attached() != attached {
 		t.Errorf("maps %v, now %v; %d programs attached, now %d", maps, now, attached, c.attached())
 	}
-	if err := c.inside(c.binding.Check); err != nil {
-		t.Error(err)
+	if restored, err := c.binding.Restore(); restored || err != nil {
+		t.Errorf("restored: %t, %v", restored, err)
 	}
 	c.guard(allow(outside4+"/32", tcp, 7001))
 	bound("with what it knew before")
 }
 
-// Check tells what someone took away.
-func TestCheckNoticesWhatIsGone(t *testing.T) {
+// Restore puts back what someone took away, and nothing else.
+func TestRestore(t *testing.T) {
 	c := newCast(t)
-	if err := c.binding.Check(); err != nil {
-		t.Fatal(err)
+	restore := func(want bool) {
+		t.Helper()
+		if got, err := c.binding.Restore(); got != want || err != nil {
+			t.Errorf("restored: %t, %v; wanted %t", got, err, want)
+		}
 	}
-	if err := os.Remove(filepath.Join(c.pins, "link-arrives")); err != nil {
-		t.Fatal(err)
+	restore(false)
+	attached := c.attached()
+	for what, harm := range map[string]func() error{
+		"a pin of a program": func() error { return os.Remove(filepath.Join(c.pins, "link-arrives")) },
+		"a pin of a map":     func() error { return os.Remove(filepath.Join(c.pins, kernelMapOwners)) },
+		"all pins":           func() error { return os.RemoveAll(c.pins) },
+		"a program":          func() error { return c.binding.links["leaves"].link.Detach() },
+	} {
+		if err := harm(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		restore(true)
+		restore(false)
+		if now := c.attached(); now != attached {
+			t.Errorf("%s: %d programs are attached, not %d", what, now, attached)
+		}
 	}
-	if err := c.binding.Check(); !errors.Is(err, ErrDrift) {
-		t.Errorf("a pin is gone: %v", err)
-	}
-	detached := c.binding.links["leaves"].link
-	if err := detached.Detach(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.binding.Check(); !errors.Is(err, ErrDrift) {
-		t.Errorf("a program is detached: %v", err)
-	}
+	_, maps := c.kernelIDs()
 	c.close()
 	c.open()
-	if err := c.binding.Check(); err != nil {
-		t.Errorf("opening does not mend it: %v", err)
+	if _, now := c.kernelIDs(); fmt.Sprint(now) != fmt.Sprint(maps) {
+		t.Errorf("maps %v, and after another start %v", maps, now)
 	}
 }
 
