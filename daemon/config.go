@@ -118,6 +118,11 @@ func (c *Config) Validate() error {
 			fault(key, "path has %d bytes, a Unix socket's may have 107 (fix: choose a shorter path)", n)
 		}
 	}
+	for _, pair := range [][4]string{{"agentSocket", c.AgentSocket, "socket", c.Socket}, {"spiffeSocket", c.SpiffeSocket, "socket", c.Socket}, {"spiffeSocket", c.SpiffeSocket, "agentSocket", c.AgentSocket}} {
+		if pair[1] != "" && pair[1] == pair[3] {
+			fault(pair[0], "%s is %s, too (fix: give each a path of its own)", pair[1], pair[2])
+		}
+	}
 	if n := len(c.Interface); n == 0 || n > 15 {
 		fault("interface", "%q must have 1 to 15 characters, like bulkhead0", c.Interface)
 	}

@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"github.com/bulkhead-mesh/bulkhead/overlay"
 	"github.com/bulkhead-mesh/bulkhead/segment"
@@ -31,47 +33,55 @@ func (c *Config) validateAgents(fault func(key, format string, args ...any)) {
 	}
 	for i, path := range c.ContainerSockets {
 		if !filepath.IsAbs(path) {
-			fault("containerSockets", "[%d]: %q is no absolute path of a Unix socket", i, path)
+			fault(fmt.Sprintf("containerSockets[%d]", i), "%q is no absolute path (fix: write it like /run/podman/podman.sock)", path)
 		}
 	}
 	if _, err := c.upstream(); err != nil {
 		fault("dnsUpstream", "%w (fix: write 192.0.2.53 or 192.0.2.53:53)", err)
 	}
-	names := map[string]bool{}
-	hosts := 0
-	for i, a := range c.Agents {
-		at := func(format string, args ...any) { fault("agents", "[%d]: "+format, append([]any{i}, args...)...) }
-		if err := segment.ValidName(a.Name); err != nil {
-			at("name: %w", err)
-		}
-		if names[a.Name] {
-			at("name: %q is declared twice", a.Name)
-		}
-		names[a.Name] = true
-		if err := segment.ValidLabels(a.Labels); err != nil {
-			at("labels: %w", err)
-		}
-		if err := a.Match.Validate(); err != nil {
-			at("%w", err)
-		}
-		if a.Match.Host {
-			hosts++
+	for i := range c.Agents {
+		c.validateAgent(i, fault)
+	}
+}
+
+// validateAgent looks at one agent, and at what it has in common with those before it.
+func (c *Config) validateAgent(i int, fault func(key, format string, args ...any)) {
+	a, at := c.Agents[i], fmt.Sprintf("agents[%d].", i)
+	if err := segment.ValidName(a.Name); err != nil {
+		fault(at+"name", "%w (fix: write it like retriever)", err)
+	}
+	if err := segment.ValidLabels(a.Labels); err != nil {
+		fault(at+"labels", "%w (fix: write them like {function: retrieval})", err)
+	}
+	if err := a.Match.Validate(); err != nil {
+		field, fix, _ := strings.Cut(err.Error(), ": ") // match, or match.unit
+		fault(at+field, "%s", fix)
+		return
+	}
+	for j, user := range a.Run {
+		if !overlay.ValidUser(user) {
+			fault(fmt.Sprintf("%srun[%d]", at, j), "%.64q is no user (fix: write a name, or a number)", user)
 		}
 	}
-	if hosts > 1 {
-		fault("agents", "%d of them are {host: true}, and what nobody else claims can be one agent's only", hosts)
+	for _, before := range c.Agents[:i] {
+		if before.Name == a.Name {
+			fault(at+"name", "%q is declared twice (fix: give one of them another name)", a.Name)
+		}
+		if before.Name != a.Name && before.Match.SharedWith(a.Match) {
+			fault(at+"match", "%s is agent %q already (fix: give one of them another match)", a.Match, before.Name)
+		}
 	}
 }
 
 // upstream are the DNS servers that DNSUpstream names.
 func (c *Config) upstream() ([]netip.AddrPort, error) {
 	var out []netip.AddrPort
-	for _, s := range c.DNSUpstream {
+	for i, s := range c.DNSUpstream {
 		ap, err := netip.ParseAddrPort(s)
 		if err != nil {
 			addr, err := netip.ParseAddr(s)
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%q, number %d of the list, is no address of a DNS server", s, i)
 			}
 			ap = netip.AddrPortFrom(addr, 53)
 		}

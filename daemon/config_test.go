@@ -44,6 +44,21 @@ func TestConfigFaultsNameTheKey(t *testing.T) {
 		"logLevel: loud": "config: logLevel: \"loud\" is unknown",
 		"logFormat: xml": "config: logFormat: \"xml\" is unknown",
 		"- a list":       "config.yaml",
+
+		"enforcement: maybe":                                                                     "config: enforcement: \"maybe\" is unknown",
+		"cgroupRoot: cgroup":                                                                     "config: cgroupRoot: \"cgroup\" is not absolute",
+		"containerSockets: [/a, b.sock]":                                                         "config: containerSockets[1]: \"b.sock\" is no absolute path (fix:",
+		"dnsUpstream: [192.0.2.53, dns.example]":                                                 "config: dnsUpstream: \"dns.example\", number 1 of the list, is no address",
+		"socket: /a.sock\nagentSocket: /a.sock":                                                  "config: agentSocket: /a.sock is socket, too (fix:",
+		"agentSocket: /a.sock\nspiffeSocket: /./a.sock":                                          "config: spiffeSocket: /a.sock is agentSocket, too (fix:",
+		"agents: [{name: A_, match: {run: true}}]":                                               "config: agents[0].name: name \"A_\" may have only",
+		"agents: [{name: a}]":                                                                    "config: agents[0].match: give exactly one of",
+		"agents: [{name: a, match: {unit: web}}]":                                                "config: agents[0].match.unit: \"web\" is no service",
+		"agents: [{name: a, match: {run: true}, labels: {b: ' '}}]":                              "config: agents[0].labels: label b",
+		"agents: [{name: a, match: {run: true}, run: [alice, '']}]":                              "config: agents[0].run[1]: \"\" is no user",
+		"agents: [{name: a, match: {run: true}}, {name: a, match: {host: true}}]":                "config: agents[1].name: \"a\" is declared twice",
+		"agents: [{name: a, match: {host: true}}, {name: b, match: {host: true}}]":               "config: agents[1].match: host is agent \"a\" already",
+		"agents: [{name: a, match: {unit: web.service}}, {name: b, match: {unit: web.service}}]": "config: agents[1].match: unit=web.service is agent \"a\" already",
 	} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -85,5 +100,16 @@ func TestFixedKeysAreNamed(t *testing.T) {
 	b.MTU, b.LogLevel, b.Advertise = 1400, "debug", []string{"192.0.2.1"}
 	if got := a.fixed(b); !cmp.Equal(got, []string{"mtu"}) {
 		t.Errorf("got %q: the level and addresses can change, the MTU cannot", got)
+	}
+}
+
+func TestSeveralAgentsMayBeWhatIsRunAsThem(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	text := "agents: [{name: a, match: {run: true}, run: [alice, '1001']}, {name: b, match: {run: true}}]"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadConfig(path); err != nil {
+		t.Error(err)
 	}
 }

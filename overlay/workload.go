@@ -53,7 +53,7 @@ func (m Match) Validate() error {
 		return fmt.Errorf("match.cgroup: %.64q is no path below the cgroup root (fix: write it like /agents/planner)", m.Cgroup)
 	case m.Unit != "" && (!unitName.MatchString(m.Unit) || len(m.Unit) > maxMatchText || m.Unit == "-.slice"):
 		return fmt.Errorf("match.unit: %.64q is no service, slice or scope (fix: write it like retriever.service or worker@*.service)", m.Unit)
-	case m.User != "" && !userName.MatchString(m.User):
+	case m.User != "" && !ValidUser(m.User):
 		return fmt.Errorf("match.user: %.64q is no user (fix: write a name, or a number)", m.User)
 	case m.User == "root" || m.User == "0":
 		return errors.New("match.user: root is the host itself, with its daemon (fix: give the agent a user of its own, or match its unit or cgroup)")
@@ -106,6 +106,12 @@ func (c *ContainerMatch) String() string {
 	}
 	return strings.Join(parts, ",")
 }
+
+// ValidUser reports whether a text can name a user: a name, or a number.
+func ValidUser(s string) bool { return userName.MatchString(s) }
+
+// SharedWith reports whether two agents with these matches would always be the same processes, of which one gets none.
+func (m Match) SharedWith(n Match) bool { return !m.Run && m.Equal(n) }
 
 // Equal reports whether two matches are of the same processes.
 func (m Match) Equal(n Match) bool { return m.String() == n.String() }

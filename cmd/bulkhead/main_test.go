@@ -98,7 +98,10 @@ func startFake(t *testing.T, f *fakeDaemon) {
 	server.Start()
 	t.Cleanup(server.Close)
 	t.Setenv("BULKHEAD_SOCKET", socket)
-	t.Setenv("BULKHEAD_AGENT_SOCKET", socket)
+	if err := os.Symlink(socket, socket+"-agent"); err != nil { // one answers for both
+		t.Fatal(err)
+	}
+	t.Setenv("BULKHEAD_AGENT_SOCKET", socket+"-agent")
 }
 
 func (f *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
