@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,14 +78,15 @@ func (d *declaration) validate() error {
 // fits refuses a declaration that contradicts those that are there.
 func (r *roster) fits(d declaration) error {
 	for _, a := range r.credentials.get().Agents {
+		// Two of the configuration file, which has been checked, may be about to trade places.
+		trade := a.Source == api.SourceConfig && d.source == api.SourceConfig
 		switch {
-		case a.Name != d.Name && d.Match.Host && a.Match.Host:
-			return &authority.Error{Code: authority.CodeInvalid, Field: "match", Message: fmt.Sprintf("agent %q is {host: true} already, and what nobody else claims can be one agent's only", a.Name),
-				Fix: "give this one another match, or remove the other"}
+		case a.Name != d.Name && d.Match.SharedWith(a.Match) && !trade:
+			return &authority.Error{Code: authority.CodeExists, Field: "match", Message: fmt.Sprintf("%s is agent %q already", d.Match, a.Name), Fix: "give this one another match, or remove the other"}
 		case a.Name == d.Name && a.Source == api.SourceConfig && d.source != api.SourceConfig:
 			return &authority.Error{Code: authority.CodeExists, Field: "name", Message: fmt.Sprintf("agent %q is declared in the configuration file", a.Name), Fix: "change it there, and reload"}
 		case a.Name == d.Name && !maps.Equal(a.Labels, d.Labels):
-			return &authority.Error{Code: authority.CodeExists, Field: "labels", Message: fmt.Sprintf("agent %q has other labels", a.Name), Fix: "an operator changes them with `bulkhead agent relabel`; or remove it first"}
+			return &authority.Error{Code: authority.CodeExists, Field: "labels", Message: fmt.Sprintf("agent %q has other labels: %v", a.Name, a.Labels), Fix: "an operator changes them with `bulkhead agent relabel`; or remove it first"}
 		}
 	}
 	return nil
@@ -102,7 +104,7 @@ func (r *roster) certify(ctx context.Context, d declaration) error {
 		return a.Declare(cert, req)
 	}, func(client *api.Client) (*authority.Declared, error) { return client.Declare(ctx, req) })
 	if err != nil {
-		return err
+		return ofOne(err)
 	}
 	if err := applicant.verifyAgents(r.mesh.Trust(), declared.Agents, time.Now()); err != nil {
 		return err
@@ -271,6 +273,22 @@ func (r *roster) declareAgain(ctx context.Context, d declaration) error {
 		c.Agents = slices.DeleteFunc(c.Agents, func(a AgentCredentials) bool { return a.Name == d.Name })
 		return nil
 	})
+}
+
+// ofOne names the field as the one who declared a single agent knows it.
+func ofOne(err error) error {
+	const first = "agents[0]."
+	if refusal, ok := errors.AsType[*authority.Error](err); ok {
+		own := *refusal
+		own.Field = strings.TrimPrefix(own.Field, first)
+		return &own
+	}
+	if problem, ok := errors.AsType[*api.Problem](err); ok {
+		own := *problem
+		own.Field = strings.TrimPrefix(own.Field, first)
+		return &own
+	}
+	return err
 }
 
 // codeOf is the code of the authority's refusal, here or over the API.

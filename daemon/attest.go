@@ -15,7 +15,7 @@ import (
 // caller is who is on the other end of a Unix socket.
 type caller struct {
 	platform.Peer
-	agent string // empty: none
+	agent string // empty: none. It may be no more: what was run as it stays that
 }
 
 // attest says which agent the process on the other end of a connection is, by the same facts as the kernel does.
@@ -30,8 +30,14 @@ func (d *daemon) attest(conn *net.UnixConn) (caller, error) {
 		if err != nil {
 			return err
 		}
-		c.agent = d.mesh.Snapshot().Plan.Bindings.Owner(groups, uint32(peer.UID))
-		return nil
+		if c.agent = d.mesh.Snapshot().Plan.Bindings.Owner(groups, uint32(peer.UID)); !d.isFree(c.agent) {
+			return nil
+		}
+		ran, err := workload.RunAs(d.cgroupRoot, pid)
+		if ran != "" {
+			c.agent = ran
+		}
+		return err
 	})
 	if err != nil {
 		return caller{}, fmt.Errorf("attest caller: %w", err)

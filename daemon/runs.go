@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os/user"
 	"slices"
@@ -50,7 +51,14 @@ func (l local) Run(ctx context.Context, asker api.Asker, r api.RunRequest, enter
 		l.runs.add(r.Agent, -1)
 		l.roster.nudge() // an agent that was declared for this run goes
 	}()
-	if l.credentials.get().agent(r.Agent) == nil {
+	held := l.credentials.get().agent(r.Agent)
+	if held != nil && len(r.Labels) > 0 && !maps.Equal(held.Labels, r.Labels) {
+		return &authority.Error{Code: authority.CodeExists, Field: "labels", Message: fmt.Sprintf("agent %q has other labels: %v", r.Agent, held.Labels), Fix: "leave --label out, or name another agent"}
+	}
+	if held == nil {
+		if problem := l.roster.problem(r.Agent); problem != "" {
+			return &authority.Error{Code: authority.CodeInvalid, Field: "agent", Message: fmt.Sprintf("agent %q of the configuration was not taken: %s", r.Agent, problem), Fix: "change it there, and reload"}
+		}
 		if len(r.Labels) == 0 {
 			return &authority.Error{Code: authority.CodeNotFound, Field: "agent", Message: fmt.Sprintf("this host has no agent %q", r.Agent), Fix: "declare it with `bulkhead agent add`, or give --label"}
 		}
@@ -83,15 +91,19 @@ func (l local) Run(ctx context.Context, asker api.Asker, r api.RunRequest, enter
 // mayRun lets root run every agent, and others those that the configuration gives them. A process that is an agent
 // already stays that.
 func (l local) mayRun(asker api.Asker, agent string) error {
-	if asker.UID == 0 && l.isFree(asker.Agent) {
+	if !l.isFree(asker.Agent) {
+		return &authority.Error{Code: authority.CodeDenied, Field: "agent", Message: fmt.Sprintf("what asks is agent %q itself, and can become no other", asker.Agent),
+			Fix: "call `bulkhead run` from a process that is no agent"}
+	}
+	if asker.UID == 0 {
 		return nil
 	}
 	for _, a := range *l.configured.Load() {
-		if l.isFree(asker.Agent) && a.Name == agent && slices.ContainsFunc(a.Run, func(name string) bool { return isUser(name, asker.UID) }) {
+		if a.Name == agent && slices.ContainsFunc(a.Run, func(name string) bool { return isUser(name, asker.UID) }) {
 			return nil
 		}
 	}
-	return &authority.Error{Code: authority.CodeDenied, Field: "agent", Message: fmt.Sprintf("user %d may not run agent %q", asker.UID, agent),
+	return &authority.Error{Code: authority.CodeDenied, Field: "agent", Message: fmt.Sprintf("user %s may not run agent %q", nameOf(asker.UID), agent),
 		Fix: "name the user in `run:` of that agent in the configuration, and reload"}
 }
 
@@ -106,6 +118,14 @@ func isUser(name string, uid int) bool {
 	}
 	u, err := user.Lookup(name)
 	return err == nil && u.Uid == strconv.Itoa(uid)
+}
+
+func nameOf(uid int) string {
+	id := strconv.Itoa(uid)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
 }
 
 // follows waits until the kernel knows the processes that run as the agent.

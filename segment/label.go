@@ -31,6 +31,15 @@ func ParseLabels(items []string) (Labels, error) {
 	return labels, nil
 }
 
+// String is the labels as people write them, sorted: function=plan, sensitivity=internal.
+func (l Labels) String() string {
+	items := make([]string, 0, len(l))
+	for _, key := range slices.Sorted(maps.Keys(l)) {
+		items = append(items, key+"="+l[key])
+	}
+	return strings.Join(items, ", ")
+}
+
 // ValidLabels reports what is wrong with labels: keys are names, values 1 to 63 of a-z A-Z 0-9 . _ - and begin
 // and end with a letter or digit.
 func ValidLabels(labels Labels) error {

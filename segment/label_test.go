@@ -90,3 +90,11 @@ func TestParseMeshName(t *testing.T) {
 		}
 	}
 }
+
+func TestLabelsAsText(t *testing.T) {
+	for want, labels := range map[string]segment.Labels{"": nil, "a=b": {"a": "b"}, "a=b, c=d": {"c": "d", "a": "b"}} {
+		if got := fmt.Sprint(labels); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

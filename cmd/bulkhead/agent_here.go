@@ -144,8 +144,9 @@ func (a *app) newAgentRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Give an agent of this host up",
-		Long: `Give an agent of this host up: what runs as it goes on running, and reaches nothing in the overlay any more. Its name may
-be taken by another host. An agent of the configuration file is removed there.`,
+		Long: `Give an agent of this host up: what runs as it goes on running, and reaches nothing in the overlay any more. Outside the
+overlay it reaches what the host does: if its segment guarded that, end it first. Its name may be taken by another host.
+An agent of the configuration file is removed there.`,
 		Example: "  bulkhead agent remove plan1",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

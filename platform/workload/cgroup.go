@@ -16,7 +16,9 @@ const RunDir = "bulkhead.slice"
 func RunGroup(agent string) string { return "run-" + agent }
 
 // RunScope begins the names of the systemd scopes of what is run as an agent. No agent's name has an underscore.
-func RunScope(agent string) string { return "bulkhead-run_" + agent + "_" }
+func RunScope(agent string) string { return runScope + agent + "_" }
+
+const runScope = "bulkhead-run_"
 
 // ID is the number by which the kernel knows a cgroup: its directory's inode.
 func ID(dir string) (uint64, error) {
@@ -53,6 +55,32 @@ func CgroupsOf(root string, pid int) ([]uint64, error) {
 		ids = append(ids, id)
 	}
 	return ids, nil
+}
+
+// RunAs is the agent in whose name `bulkhead run` put a process where it is; empty for all else. It says so also of what
+// goes on when that agent is no more.
+func RunAs(root string, pid int) (string, error) {
+	if root == "" {
+		return "", nil
+	}
+	root = filepath.Clean(root)
+	dir, err := groupOf(root, pid)
+	if err != nil {
+		return "", err
+	}
+	below, ok := strings.CutPrefix(dir, filepath.Join(root, RunDir)+"/")
+	if !ok {
+		return "", nil
+	}
+	name, _, _ := strings.Cut(below, "/")
+	if agent, ok := strings.CutPrefix(name, RunGroup("")); ok {
+		return agent, nil
+	}
+	if rest, ok := strings.CutPrefix(name, runScope); ok && strings.HasSuffix(name, ".scope") {
+		agent, _, _ := strings.Cut(rest, "_")
+		return agent, nil
+	}
+	return "", nil
 }
 
 // groupOf is the directory of the cgroup v2 that a process is in; empty for a process of a host that has none.

@@ -155,6 +155,23 @@ func TestRunsAreTheAgents(t *testing.T) {
 	})
 }
 
+// What was run as an agent is known by where it is, also when nobody asks for that agent any more.
+func TestRunAs(t *testing.T) {
+	w := newWorld(t)
+	for group, want := range map[string]string{
+		"": "", "bulkhead.slice": "", "bulkhead.slice/run-b/x": "b", "bulkhead.slice/run-b-c": "b-c", "bulkhead.slice/bulkhead-run_b-c_abcd.scope/inner": "b-c",
+		"bulkhead.slice/other.service": "", "bulkhead.slice/bulkhead-run_b_abcd.service": "", "elsewhere.slice/run-b": "", "elsewhere.slice/bulkhead.slice/run-b": "",
+	} {
+		w.mkdir(group)
+		if got, err := RunAs(w.root+"/", w.process(group)); err != nil || got != want {
+			t.Errorf("a process in %q: %q, %v; want %q", group, got, err, want)
+		}
+	}
+	if got, err := RunAs("", os.Getpid()); err != nil || got != "" {
+		t.Errorf("without cgroup v2: %q, %v", got, err)
+	}
+}
+
 func TestSetChangesAtOnce(t *testing.T) {
 	w := newWorld(t)
 	one, two := w.mkdir("one"), w.mkdir("two")
