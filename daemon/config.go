@@ -64,6 +64,20 @@ func DefaultConfig() Config {
 // LoadConfig reads the file at path, if there is one, over the defaults. Overrides (flags, environment) are
 // applied before the whole is validated. A path other than the default must exist.
 func LoadConfig(path string, overrides ...func(*Config) error) (Config, error) {
+	return load(path, overrides, (*Config).Validate)
+}
+
+// LoadPaths is LoadConfig for those who want nothing but to find the daemon, which goes on when a reload is refused:
+// keys that are not paths may have faults.
+func LoadPaths(path string, overrides ...func(*Config) error) (Config, error) {
+	return load(path, overrides, func(c *Config) error {
+		var f faults
+		c.validatePaths(f.add)
+		return errors.Join(f...)
+	})
+}
+
+func load(path string, overrides []func(*Config) error, validate func(*Config) error) (Config, error) {
 	c := DefaultConfig()
 	if path == "" {
 		path = DefaultConfigPath
@@ -83,18 +97,59 @@ func LoadConfig(path string, overrides ...func(*Config) error) (Config, error) {
 			return Config{}, err
 		}
 	}
-	if err := c.Validate(); err != nil {
+	if err := validate(&c); err != nil {
 		return Config{}, err
 	}
 	return c, nil
 }
 
+// faults are all that is wrong, each with its key and the fix.
+type faults []error
+
+func (f *faults) add(key, format string, args ...any) {
+	*f = append(*f, fmt.Errorf("config: "+key+": "+format, args...))
+}
+
 // Validate reports every fault of c, each with its key and the fix.
 func (c *Config) Validate() error {
-	var faults []error
-	fault := func(key, format string, args ...any) {
-		faults = append(faults, fmt.Errorf("config: "+key+": "+format, args...))
+	var f faults
+	fault := f.add
+	c.validatePaths(fault)
+	if n := len(c.Interface); n == 0 || n > 15 {
+		fault("interface", "%q must have 1 to 15 characters, like bulkhead0", c.Interface)
 	}
+	if c.MTU < 1280 || c.MTU > 65000 {
+		fault("mtu", "%d is outside 1280 to 65000 (fix: 1420 suits an underlay of 1500)", c.MTU)
+	}
+	if c.Listen == 0 {
+		fault("listen", "is 0 (fix: name a UDP port, like 51900)")
+	}
+	for key, addr := range map[string]string{"controlListen": c.ControlListen, "metricsListen": c.MetricsListen} {
+		if addr == "" && key == "metricsListen" {
+			continue
+		}
+		if _, port, err := net.SplitHostPort(addr); err != nil || !isPort(port) {
+			fault(key, "%q is not host:port (fix: write it like 0.0.0.0:7443)", addr)
+		}
+	}
+	if _, err := endpoints(c.Advertise, c.Listen); err != nil {
+		f = append(f, err)
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		fault("logLevel", "%q is unknown (fix: debug, info, warn or error)", c.LogLevel)
+	}
+	switch c.LogFormat {
+	case "auto", "text", "json":
+	default:
+		fault("logFormat", "%q is unknown (fix: auto, text or json)", c.LogFormat)
+	}
+	c.validateAgents(fault)
+	return errors.Join(f...)
+}
+
+// validatePaths makes them absolute, and names the sockets that the file does not.
+func (c *Config) validatePaths(fault func(key, format string, args ...any)) {
 	base := strings.TrimSuffix(c.Socket, ".sock") // several daemons of one machine have sockets in one directory
 	if c.AgentSocket == "" {
 		c.AgentSocket = base + "-agent.sock"
@@ -123,37 +178,6 @@ func (c *Config) Validate() error {
 			fault(pair[0], "%s is %s, too (fix: give each a path of its own)", pair[1], pair[2])
 		}
 	}
-	if n := len(c.Interface); n == 0 || n > 15 {
-		fault("interface", "%q must have 1 to 15 characters, like bulkhead0", c.Interface)
-	}
-	if c.MTU < 1280 || c.MTU > 65000 {
-		fault("mtu", "%d is outside 1280 to 65000 (fix: 1420 suits an underlay of 1500)", c.MTU)
-	}
-	if c.Listen == 0 {
-		fault("listen", "is 0 (fix: name a UDP port, like 51900)")
-	}
-	for key, addr := range map[string]string{"controlListen": c.ControlListen, "metricsListen": c.MetricsListen} {
-		if addr == "" && key == "metricsListen" {
-			continue
-		}
-		if _, port, err := net.SplitHostPort(addr); err != nil || !isPort(port) {
-			fault(key, "%q is not host:port (fix: write it like 0.0.0.0:7443)", addr)
-		}
-	}
-	if _, err := endpoints(c.Advertise, c.Listen); err != nil {
-		faults = append(faults, err)
-	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		fault("logLevel", "%q is unknown (fix: debug, info, warn or error)", c.LogLevel)
-	}
-	switch c.LogFormat {
-	case "auto", "text", "json":
-	default:
-		fault("logFormat", "%q is unknown (fix: auto, text or json)", c.LogFormat)
-	}
-	c.validateAgents(fault)
-	return errors.Join(faults...)
 }
 
 func isPort(s string) bool {

@@ -70,6 +70,27 @@ func TestConfigFaultsNameTheKey(t *testing.T) {
 	}
 }
 
+// Who looks for the daemon finds it, whatever else is wrong in the file since it started.
+func TestPathsAreFoundBesideFaults(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	for text, want := range map[string]string{
+		"socket: /srv/b.sock\nmtu: 1\nagents: [{name: A_}]\nlogLevel: loud": "",
+		"socket: ''":  "config: socket: is empty",
+		"soket: /srv": "unknown field",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := LoadPaths(path)
+		if want == "" && (err != nil || c.Socket != "/srv/b.sock" || c.AgentSocket != "/srv/b-agent.sock") {
+			t.Errorf("%q: got %+v, %v", text, c, err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: got %v, want it to say %q", text, err, want)
+		}
+	}
+}
+
 func TestAllConfigFaultsAreToldAtOnce(t *testing.T) {
 	c := DefaultConfig()
 	c.MTU, c.Listen, c.LogLevel = 1, 0, "loud"

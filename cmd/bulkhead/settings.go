@@ -73,11 +73,14 @@ func defineSettings(flags *pflag.FlagSet, names ...string) {
 
 // config is the configuration: flags over environment over file over defaults.
 func (a *app) config(c *cobra.Command) (daemon.Config, error) {
-	path := a.configPath
+	return daemon.LoadConfig(a.configFile(c), overrides(c)...)
+}
+
+func (a *app) configFile(c *cobra.Command) string {
 	if !c.Flags().Changed("config") {
-		path = os.Getenv("BULKHEAD_CONFIG")
+		return os.Getenv("BULKHEAD_CONFIG")
 	}
-	return daemon.LoadConfig(path, overrides(c)...)
+	return a.configPath
 }
 
 // overrides are what the environment says, and then what flags say.
@@ -112,14 +115,14 @@ func (a *app) socket(c *cobra.Command) (string, error) {
 	if path := os.Getenv("BULKHEAD_SOCKET"); path != "" {
 		return path, nil
 	}
-	cfg, err := a.config(c)
+	cfg, err := daemon.LoadPaths(a.configFile(c), overrides(c)...)
 	return cfg.Socket, err
 }
 
 // forRun is the path of the agents' socket, and of the state directory, which is none of an agent's business. Users who
 // may not read the configuration get the usual ones.
 func (a *app) forRun(c *cobra.Command) (socket, state string, err error) {
-	cfg, err := a.config(c)
+	cfg, err := daemon.LoadPaths(a.configFile(c), overrides(c)...)
 	if errors.Is(err, fs.ErrPermission) {
 		cfg = daemon.DefaultConfig()
 		for _, override := range overrides(c) {
