@@ -41,7 +41,7 @@ func (s *Server) Socket(principal func(*http.Request) authority.Principal) http.
 		}
 		p := principal(r)
 		if p.Name == "" {
-			newProblem(http.StatusForbidden, authority.CodeDenied, "the local socket is not for this user",
+			newProblem(http.StatusForbidden, authority.CodeDenied, "the local socket is not for this user, nor for an agent",
 				"use it as root, or as the user that the daemon runs as").write(w)
 			return
 		}

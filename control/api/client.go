@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -112,6 +113,9 @@ func dialTLS(address string, a anchor, certificate func() *tls.Certificate, toke
 
 // noRedirect keeps the credential from being sent anywhere else.
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// IsLocal reports whether it asks this host's daemon on a socket.
+func (c *Client) IsLocal() bool { return strings.HasPrefix(c.base, "http:") }
 
 // Close ends idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
@@ -222,7 +226,10 @@ func (c *Client) failure(err error) error {
 		return fmt.Errorf("call %s: %w", c.where, context.Canceled)
 	}
 	fix := "is it running, and may you read its socket? See `systemctl status bulkhead`"
-	if strings.HasPrefix(c.base, "https") {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		fix = "ask as root"
+	case strings.HasPrefix(c.base, "https"):
 		fix = "check the address, the network and the firewall on the way"
 	}
 	return fmt.Errorf("%s is %w: %w (fix: %s)", c.where, ErrUnreachable, inner(err), fix)

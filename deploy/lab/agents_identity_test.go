@@ -86,6 +86,10 @@ func (c *crew) checkWhois(t *testing.T) {
 		if err != nil || r.Output != fmt.Sprint(tt.code) {
 			t.Errorf("%s asks who %s is: %+v, %v; want %d", tt.asker, tt.about, r, err, tt.code)
 		}
+		r, err = c.actors[tt.asker].Tell(Order{Do: "exec", Command: []string{c.node.mesh.Binary, "--socket", c.node.Socket(), "whois", c.agents[tt.about].Addresses[0].String()}})
+		if err != nil || (r.Error == "") != (tt.code == http.StatusOK) {
+			t.Errorf("%s asks by command who %s is: %+v, %v", tt.asker, tt.about, r, err)
+		}
 	}
 	// The daemon's own socket is not for agents, not even for one that is root's.
 	r, err := c.actors["retriever1"].Do(Order{Do: "exec", Command: []string{"curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", c.node.Socket(), "http://local/v1/agents"}})
