@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -64,6 +65,7 @@ type daemon struct {
 	names       *names.Server
 	firstPolicy *signed.VerifiedPolicy // in force when the daemon started; nil: none
 	newPolicy   chan struct{}          // the authority has one
+	alone       io.Closer              // nil while another daemon may run here
 	stop        context.CancelFunc
 
 	publishError atomic.Pointer[error]    // why the mesh does not take the authority's policy
@@ -86,6 +88,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	d.configured.Store(&o.Config.Agents)
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(); err != nil {
+		return err
+	}
+	if d.alone, err = alone(); err != nil {
 		return err
 	}
 	if err := d.fence(ctx); err != nil {
@@ -293,6 +298,9 @@ func (d *daemon) close() error {
 	}
 	if d.store != nil {
 		err = errors.Join(err, d.store.Close())
+	}
+	if d.alone != nil {
+		err = errors.Join(err, d.alone.Close())
 	}
 	return err
 }

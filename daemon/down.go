@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -21,6 +22,11 @@ func Down(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := stillDown(cfg); err != nil {
 		return fmt.Errorf("down: %w", err)
 	}
+	others, err := alone()
+	if err != nil {
+		return fmt.Errorf("down: %w", err)
+	}
+	defer others.Close()
 	firewall, err := platform.NewFirewall(platform.FirewallOptions{Interface: cfg.Interface, Logger: log})
 	if err != nil {
 		return fmt.Errorf("down: %w", err)
@@ -65,6 +71,18 @@ func removeSocket(path string) error {
 		return err
 	}
 	return os.Remove(path)
+}
+
+// runDir is where daemons of this machine find each other, whatever their state and sockets are.
+const runDir = "/run/bulkhead"
+
+// alone sees to it that no other daemon changes this network namespace's rules.
+func alone() (io.Closer, error) {
+	l, err := platform.Alone(runDir)
+	if errors.Is(err, fs.ErrPermission) { // of a user who may not write there, it cannot be told
+		return io.NopCloser(nil), nil
+	}
+	return l, err
 }
 
 // stillDown fails if a daemon holds the state.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -135,7 +136,7 @@ func listenUnix(ctx context.Context, path string, mode os.FileMode) (net.Listene
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := makeWay(ctx, path); err != nil {
 		return nil, err
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
@@ -146,6 +147,24 @@ func listenUnix(ctx context.Context, path string, mode os.FileMode) (net.Listene
 		return nil, errors.Join(err, listener.Close())
 	}
 	return listener, nil
+}
+
+// makeWay removes the socket that a killed daemon left, and nothing else.
+func makeWay(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("%s is there, and is no socket (fix: configure another path, or remove it)", path)
+	}
+	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
+		return errors.Join(fmt.Errorf("another program listens on %s (fix: stop it, or configure another path)", path), conn.Close())
+	}
+	return os.Remove(path)
 }
 
 // serveControl serves the control API. Who asks is judged per request; the certificate shown is this host's,

@@ -35,7 +35,7 @@ func OpenTUN(name string) (*os.File, error) {
 func tunError(name string, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("make interface %s: it exists and is in use (fix: stop the other daemon, or set `interface` to another name)", name)
+		return fmt.Errorf("make interface %s: it exists and is in use (fix: stop the program that uses it, or set `interface` to another name)", name)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("make interface %s: %w (fix: run as root or with CAP_NET_ADMIN)", name, err)
 	default:
