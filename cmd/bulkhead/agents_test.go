@@ -53,6 +53,16 @@ func TestMatchesAreChecked(t *testing.T) {
 	}
 }
 
+func TestEgressIsChecked(t *testing.T) {
+	startFake(t, fullDaemon())
+	for _, egress := range []string{"nothing", "api.example.com", "api.example.com=", "api.example.com=tcp", "none --egress api.example.com=tcp/443"} {
+		args := append(strings.Fields("segment create s1 --match function=plan --egress"), strings.Fields(egress)...)
+		if got := bulkhead(t, "", args...); got.code != exitUsage || !strings.Contains(got.err, "--egress") || !strings.Contains(got.err, "(fix: ") {
+			t.Errorf("%s: code %d: %s", egress, got.code, got.err)
+		}
+	}
+}
+
 func TestApprovalSaysWherePendingAgentsAreSeen(t *testing.T) {
 	startFake(t, fullDaemon())
 	if got := bulkhead(t, "", "agent", "approve", "unseen"); got.code != exitError || !strings.Contains(got.err, "--label") {

@@ -53,29 +53,36 @@ func (a *app) newSegmentShow() *cobra.Command {
 }
 
 func (a *app) newSegmentCreate() *cobra.Command {
-	var matches []string
+	var matches, outside []string
 	var description string
 	var change changeFlags
 	c := &cobra.Command{
 		Use:   "create NAME --match KEY=VALUE",
 		Short: "Add a segment to the policy",
 		Long: `Add a segment to the policy. An agent is in it if its labels meet every --match: equality, one of several values
-(the same key again), or for sensitivity a bound: <, <=, > or >=.`,
+(the same key again), or for sensitivity a bound: <, <=, > or >=. With --egress, its agents reach nothing outside the
+overlay (none) but what is listed: DESTINATION=PORTS, where DESTINATION is a CIDR, a DNS name or *.example.com.`,
 		Example: `  bulkhead segment create planners --match function=plan --match "sensitivity<=internal"
-  bulkhead segment create tools --match function=search --match function=browse`,
+  bulkhead segment create tools --match function=search --match function=browse
+  bulkhead segment create callers --match function=call --egress api.example.com=tcp/443 --egress 203.0.113.0/24=tcp/443,icmp`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			selector, err := parseMatches(matches)
 			if err != nil {
 				return usageError{err}
 			}
-			s := segment.Segment{Name: bare("segment", args[0]), Description: description, Match: selector}
+			guard, err := parseEgress(outside)
+			if err != nil {
+				return usageError{err}
+			}
+			s := segment.Segment{Name: bare("segment", args[0]), Description: description, Match: selector, Egress: guard}
 			return a.change(c, change, func(ctx context.Context, client *api.Client) (authority.Change, error) {
 				return client.CreateSegment(ctx, s, change.match)
 			})
 		},
 	}
 	c.Flags().StringArrayVar(&matches, "match", nil, "`condition` on a label, like function=plan; may be repeated")
+	c.Flags().StringArrayVar(&outside, "egress", nil, "`what` its agents reach outside the overlay: host, none, or DESTINATION=PORTS, which may be repeated")
 	c.Flags().StringVar(&description, "description", "", "`text` for people")
 	change.define(c, true)
 	return c
@@ -125,6 +132,33 @@ func parseMatches(conditions []string) (segment.Selector, error) {
 		return selector, fmt.Errorf("--match: %w", err)
 	}
 	return selector, nil
+}
+
+// parseEgress turns host, none, or items like api.example.com=tcp/443 into a guard.
+func parseEgress(items []string) (g segment.Guard, err error) {
+	for _, item := range items {
+		to, ports, listed := strings.Cut(item, "=")
+		switch {
+		case listed:
+			rule := segment.EgressRule{To: to}
+			for p := range strings.SplitSeq(ports, ",") {
+				allow, err := segment.ParsePorts(strings.TrimSpace(p))
+				if err != nil {
+					return g, fmt.Errorf("--egress %q: %w", item, err)
+				}
+				rule.Allow = append(rule.Allow, allow)
+			}
+			g.Rules = append(g.Rules, rule)
+		case item == segment.GuardHost || item == segment.GuardNone:
+			g.Mode = item
+		default:
+			return g, fmt.Errorf("--egress %q is no egress (fix: write host, none, or something like api.example.com=tcp/443)", item)
+		}
+	}
+	if g.Mode != "" && len(items) > 1 {
+		return g, fmt.Errorf("--egress %s stands alone (fix: leave it out, or the rest)", g.Mode)
+	}
+	return g, nil
 }
 
 // match prints a selector the way parseMatches reads it.
