@@ -62,6 +62,9 @@ func (l local) localAgent(a AgentCredentials) api.LocalAgent {
 			out.Segments = append(out.Segments, segmentsOf(s, agent)...)
 		}
 	}
+	if out.Labels == nil {
+		out.Labels = segment.Labels{}
+	}
 	if a.Chain != nil {
 		out.State = api.AgentActive
 		if !out.Processes {

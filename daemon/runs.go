@@ -72,7 +72,7 @@ func (l local) Run(ctx context.Context, asker api.Asker, r api.RunRequest, enter
 	}
 	s, err := scope.Enter(ctx, scope.Options{Root: l.cgroupRoot, Verify: asker.Verify}, r.Agent, asker.PID)
 	if err != nil {
-		return err
+		return &authority.Error{Code: authority.CodeInvalid, Message: err.Error(), Fix: "see `bulkhead agent list --here`; where there is no cgroup v2, give the agent a user of its own"}
 	}
 	err = l.follows(ctx, r.Agent)
 	if err == nil {

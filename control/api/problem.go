@@ -142,8 +142,8 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 		return newProblem(http.StatusInsufficientStorage, CodeStorageFull, "no space left on the disk of control: nothing was changed",
 			"free some in the state directory of the control host, then repeat")
 	}
-	return newProblem(http.StatusInternalServerError, CodeInternal, "control could not do that",
-		"see the log of the daemon; full disks and broken state are named there")
+	return newProblem(http.StatusInternalServerError, CodeInternal, "the daemon could not do that",
+		"see its log, and that of control's daemon; full disks and broken state are named there")
 }
 
 // newHumaError makes the errors that huma itself finds, in parameters and bodies, problems like all others.

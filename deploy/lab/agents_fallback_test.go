@@ -55,6 +55,9 @@ func TestWithoutBindingTheRestIsSaid(t *testing.T) {
 	if err != nil || len(here) != 1 || len(here[0].NotEnforced) != 1 {
 		t.Errorf("the list says %+v, %v", here, err)
 	}
+	if _, err := n.Run(t.Context(), "run", "--agent", "retriever1", "--", "true"); err == nil || !strings.Contains(err.Error(), "this host has no cgroup v2 (fix:") {
+		t.Errorf("run: %v", err)
+	}
 	n.Config += "enforcement: required\n"
 	restart()
 	<-n.Daemon.Done()
