@@ -53,6 +53,25 @@ func TestMatchesAreChecked(t *testing.T) {
 	}
 }
 
+func TestShellsCompleteNames(t *testing.T) {
+	fake := fullDaemon()
+	fake.answers["GET /v1/local/agents"] = []api.LocalAgent{{Name: "here1"}}
+	startFake(t, fake)
+	for line, want := range map[string]string{
+		"agent remove ": "here1\n", "run --agent ": "here1\n", "agent show ": "plan1\n", "policy reach ": "plan1\n", "host revoke ": "h2\n", "segment show ": "planners\n",
+		"agent list --output ": "yaml\n", "agent add a1 --match ": "unit=\n", "agent show plan1 ": ":4\n",
+	} {
+		got := bulkhead(t, "", append([]string{"__complete"}, strings.Split(line, " ")...)...)
+		if got.code != 0 || !strings.Contains(got.out, want) {
+			t.Errorf("%s: code %d: %s%s; want %q", line, got.code, got.out, got.err, want)
+		}
+	}
+	t.Setenv("BULKHEAD_SOCKET", filepath.Join(t.TempDir(), "none"))
+	if got := bulkhead(t, "", "__complete", "agent", "show", ""); got.code != 0 || got.out != ":4\n" {
+		t.Errorf("without a daemon: code %d: %s%s", got.code, got.out, got.err)
+	}
+}
+
 func TestEgressIsChecked(t *testing.T) {
 	startFake(t, fullDaemon())
 	for _, egress := range []string{"nothing", "api.example.com", "api.example.com=", "api.example.com=tcp", "none --egress api.example.com=tcp/443"} {

@@ -102,6 +102,9 @@ See what is:      bulkhead status, bulkhead policy explain agent/a agent/b tcp/4
 	root.AddCommand(a.newVersion(), newExitCodesTopic())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
+	if err := a.completions(root); err != nil {
+		panic(err) // a command or flag that is not there
+	}
 	a.observe(root)
 	return root
 }
