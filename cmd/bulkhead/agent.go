@@ -20,7 +20,8 @@ func (a *app) newAgentList() *cobra.Command {
 	var here bool
 	c := &cobra.Command{
 		Use: "list", Short: "All agents", Args: cobra.NoArgs,
-		Long: `All agents of the mesh. STATE is active, pending (an operator has to approve it) or revoked.
+		Long: `All agents of the mesh. STATE is active, pending (an operator has to approve it) or revoked. Pending ones of other hosts, and
+revoked ones, are seen on the host with the authority.
 
 With --here, those of this host alone: what each matches, whether something runs that does, and what this host cannot
 enforce of it. STATE may then also be waiting (nothing runs that matches) or declared (control has not answered yet).`,

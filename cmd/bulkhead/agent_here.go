@@ -188,8 +188,8 @@ approved is the agent as it is shown now; with --label, it is refused if these a
 	return c
 }
 
-// whatIsApproved is the agent as it is shown now. A host without the authority sees no pending agents: there the labels
-// that are wanted are all there is to go by.
+// whatIsApproved is the agent as it is shown now. A host without the authority sees no pending agents but its own: there the
+// labels that are wanted are all there is to go by.
 func whatIsApproved(ctx context.Context, client *api.Client, name string, wanted segment.Labels) (authority.ApproveRequest, error) {
 	seen, err := client.Agent(ctx, name)
 	if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == authority.CodeNotFound {

@@ -65,13 +65,14 @@ func (s *Server) registerAgents() {
 		})
 }
 
-// agents are those that the registry has, or elsewhere those that records tell of.
+// agents are those that the registry has, or elsewhere those that records tell of, and this host's that are pending.
 func (s *Server) agents() ([]Agent, error) {
 	agents := []Agent{}
 	if s.options.Authority == nil {
 		for _, a := range s.options.Local.Agents() {
 			agents = append(agents, s.agent(a))
 		}
+		agents = append(agents, s.pending()...)
 	} else {
 		infos, err := s.options.Authority.Agents()
 		if err != nil {
@@ -83,6 +84,18 @@ func (s *Server) agents() ([]Agent, error) {
 	}
 	slices.SortFunc(agents, func(a, b Agent) int { return cmp.Compare(a.Name, b.Name) })
 	return agents, nil
+}
+
+// pending are the agents of this host that wait for an operator.
+func (s *Server) pending() (agents []Agent) {
+	for _, a := range s.options.Local.LocalAgents() {
+		if a.State == AgentPending {
+			agents = append(agents, Agent{
+				Name: a.Name, Host: s.options.Local.Status().Host, Labels: a.Labels, Addresses: []netip.Addr{}, Segments: []string{}, State: AgentPending,
+			})
+		}
+	}
+	return agents
 }
 
 // registered is an agent of the registry.

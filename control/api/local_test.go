@@ -117,3 +117,26 @@ func FuzzParseWhois(f *testing.F) {
 		}
 	})
 }
+
+// A host without the authority tells of its own agents that wait for an operator.
+func TestPendingAgentsOfThisHost(t *testing.T) {
+	local := &fakeLocal{
+		agents: []segment.Agent{{Name: "plan1", Host: "h2"}},
+		here: []LocalAgent{
+			{Name: "plan1", State: AgentActive}, {Name: "conf1", State: AgentDeclared},
+			{Name: "vault1", State: AgentPending, Labels: segment.Labels{"function": "vault"}},
+		},
+	}
+	client, err := Dial(DialOptions{Socket: serveSocket(t, New(Options{Local: local}).Socket(socketRoot))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	agents, err := client.Agents(t.Context())
+	if err != nil || len(agents) != 2 || agents[0].Name != "plan1" || agents[1].Name != "vault1" || agents[1].State != AgentPending || agents[1].Host != "h1" {
+		t.Errorf("got %+v, %v", agents, err)
+	}
+	if a, err := client.Agent(t.Context(), "vault1"); err != nil || a.Labels["function"] != "vault" {
+		t.Errorf("got %+v, %v", a, err)
+	}
+}
