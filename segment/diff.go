@@ -3,6 +3,7 @@ package segment
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -22,8 +23,17 @@ type Difference struct {
 	Gained   []Change `json:"gained"`
 	Lost     []Change `json:"lost"`
 	Unlisted int      `json:"unlisted,omitempty"` // changes beyond the first 10,000 of each
+	// Guards are the agents who may reach something else outside the overlay than before.
+	Guards []GuardChange `json:"guards,omitempty"`
 	// Egress are the segments whose agents may reach something else outside the overlay than before.
 	Egress []EgressChange `json:"egress,omitempty"`
+}
+
+// GuardChange is an agent whose segments, under two policies, guard it differently, in words.
+type GuardChange struct {
+	Agent string `json:"agent"`
+	Old   string `json:"old"`
+	New   string `json:"new"`
 }
 
 // Diff compares what agents may open to each other, directly, under two policies at one time.
@@ -49,7 +59,9 @@ func Diff(old, new *Policy, agents []Agent, now time.Time) Difference {
 	var gained, lost int
 	d.Gained, gained = c.changes(gains)
 	d.Lost, lost = c.changes(losses)
-	d.Unlisted = gained - len(d.Gained) + lost - len(d.Lost)
+	var guarded int
+	d.Guards, guarded = c.guards()
+	d.Unlisted = gained - len(d.Gained) + lost - len(d.Lost) + guarded - len(d.Guards)
 	d.Egress = diffEgress(old, new)
 	return d
 }
@@ -119,4 +131,44 @@ func (c *comparison) changes(gains map[kind][]gain) (changes []Change, all int) 
 		}
 	}
 	return changes, all
+}
+
+// guards lists the first agents that are guarded differently, sorted, and says how many there are in all.
+func (c *comparison) guards() (changes []GuardChange, all int) {
+	kinds := make(map[kind]GuardChange)
+	for k := range c.members {
+		kinds[k] = GuardChange{Old: c.before.egress(k.before), New: c.after.egress(k.after)}
+	}
+	for _, agent := range slices.Sorted(maps.Keys(c.before.classOf)) {
+		change := kinds[c.kindOf(agent)]
+		if change.Old == change.New {
+			continue
+		}
+		if all++; all <= maxChanges {
+			change.Agent = agent
+			changes = append(changes, change)
+		}
+	}
+	return changes, all
+}
+
+// egress is what agents of a class may reach outside the overlay, in words.
+func (g *graph) egress(class int) string {
+	guarded := false
+	var parts []string
+	for _, i := range g.classes.segments[class] {
+		guard := g.policy.Segments[i].Egress
+		guarded = guarded || guard.guards()
+		for _, r := range guard.Rules {
+			parts = append(parts, r.String())
+		}
+	}
+	switch {
+	case !guarded:
+		return GuardHost
+	case len(parts) == 0:
+		return GuardNone
+	}
+	slices.Sort(parts)
+	return strings.Join(slices.Compact(parts), "; ")
 }

@@ -83,10 +83,13 @@ func (g Guard) String() string {
 	}
 	parts := make([]string, len(g.Rules))
 	for i, r := range g.Rules {
-		parts[i] = r.To + " " + joinPorts(r.Allow)
+		parts[i] = r.String()
 	}
 	return strings.Join(parts, "; ")
 }
+
+// String is the rule in words.
+func (r EgressRule) String() string { return r.To + " " + joinPorts(r.Allow) }
 
 // MarshalJSON is the word, or the list.
 func (g Guard) MarshalJSON() ([]byte, error) {

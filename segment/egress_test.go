@@ -188,6 +188,51 @@ func TestDiffShowsEgress(t *testing.T) {
 	})
 }
 
+// An agent's guard changes with the segments that it is in, also where theirs do not.
+func TestDiffShowsGuardsOfAgents(t *testing.T) {
+	policy := func(function string) *segment.Policy {
+		p, err := segment.Parse([]byte("segments: [{name: s0, match: {function: " + function + "}, egress: none}, " +
+			"{name: s1, match: {function: [call, plan]}, egress: [{to: 192.0.2.0/24, allow: [udp/53]}]}]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	agents := []segment.Agent{
+		{Name: "c", Labels: segment.Labels{"function": "call"}}, {Name: "p", Labels: segment.Labels{"function": "plan"}}, {Name: "o", Labels: segment.Labels{"function": "other"}},
+	}
+	if d := segment.Diff(policy("plan"), policy("call"), agents, noon); len(d.Guards) > 0 || len(d.Egress) > 0 {
+		t.Errorf("the list guards both ways: %+v", d)
+	}
+	want := []segment.GuardChange{{Agent: "o", Old: "none", New: "host"}}
+	if diff := cmp.Diff(want, segment.Diff(policy("other"), policy("plan"), agents, noon).Guards); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		old, new, agents := segmenttest.Policy(t), segmenttest.Policy(t), segmenttest.Agents(t, []string{"h1"}, 8)
+		same := func(e segment.Egress) string {
+			if !e.Guarded {
+				return "host"
+			}
+			var parts []string
+			for _, r := range e.Rules {
+				parts = append(parts, fmt.Sprint(r))
+			}
+			slices.Sort(parts)
+			return strings.Join(slices.Compact(parts), "; ")
+		}
+		changed := map[string]bool{}
+		for _, g := range segment.Diff(old, new, agents, noon).Guards {
+			changed[g.Agent] = true
+		}
+		for _, a := range agents {
+			if differs := same(old.EgressOf(a)) != same(new.EgressOf(a)); differs != changed[a.Name] {
+				t.Fatalf("%s: guarded differently %v, listed %v", a.Name, differs, changed[a.Name])
+			}
+		}
+	})
+}
+
 // A destination that is accepted is one that enforcement understands: a prefix, or a name that some name matches.
 func FuzzDestination(f *testing.F) {
 	for _, seed := range []string{"192.0.2.0/24", "::/0", "api.example.com", "*.example.com", "10.0.0", "1.2.3.4", "fe80::%1/64", "*.*.a.b", "a..b"} {

@@ -62,7 +62,7 @@ func showChange(t *table, change authority.Change) {
 
 func showDifference(t *table, d segment.Difference) {
 	showFlows(t, d)
-	if len(d.Egress) == 0 {
+	if len(d.Egress)+len(d.Guards) == 0 {
 		return
 	}
 	if len(d.Gained)+len(d.Lost) > 0 {
@@ -71,6 +71,9 @@ func showDifference(t *table, d segment.Difference) {
 	t.row("EGRESS", "WAS", "IS")
 	for _, e := range d.Egress {
 		t.row(e.Segment, e.Old, e.New)
+	}
+	for _, g := range d.Guards {
+		t.row("agent/"+g.Agent, g.Old, g.New)
 	}
 }
 

@@ -74,7 +74,7 @@ func (a *app) newPolicyDiff() *cobra.Command {
 		Use:   "diff -f FILE",
 		Short: "Flows that applying a policy would allow and withdraw",
 		Long: `Show the flows between agents that applying a document would allow (gained) and withdraw (lost), against the policy in
-force, and the segments whose agents may reach something else outside the overlay than before.`,
+force, and the segments and agents that may reach something else outside the overlay than before.`,
 		Example: "  bulkhead policy diff -f policy.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
